@@ -1,0 +1,1 @@
+"""PSALM with the Deformable module: a multimodal segmentation model and its training loop."""

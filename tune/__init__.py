@@ -1,0 +1,1 @@
+"""Hyperparameter exploration for PSALM: Ray Tune and Optuna search, Ray Train trains, MLflow compares."""
