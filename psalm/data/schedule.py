@@ -1,0 +1,108 @@
+"""Which sample is trained on at which step: a pure function of (seed, step, slot).
+
+The schedule is a map-style data set that is read in order, so that sharding over ranks, gradient accumulation and
+skipping to the step of a resumed run need nothing but an index.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from psalm.data.errors import BadImageError, DataError
+from psalm.data.random import draw_key, generator
+from psalm.data.samples import Example
+
+
+class ExampleSource(Protocol):
+    """The training samples of one task."""
+
+    @property
+    def skip_bad_images(self) -> bool:
+        """Whether a sample whose image cannot be read is replaced instead of ending the training."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, random_key: int) -> Example:
+        """The sample with its random draws made from ``random_key``; raises BadImageError if it cannot be read."""
+        ...
+
+
+class TrainingSchedule(Dataset[Example]):
+    """``total_steps * samples_per_step`` examples, in the order of training.
+
+    Index k belongs to step k // samples_per_step and, within it, to slot k % samples_per_step. All slots of a step have
+    the same task. A task's samples are dealt in seeded permutations: each appears exactly once per epoch, and every
+    epoch has an order of its own. A sample whose image cannot be read ends the training with BadImageError, or, where
+    its source skips bad images, is replaced by the next good one of its epoch.
+
+    Args:
+        datasets: task name -> its samples. One task only, until mixtures are built.
+        seed: the run's data seed.
+        total_steps: global (optimizer) steps of the whole run, not what is left of it.
+        samples_per_step: samples of one global step over all ranks and accumulation steps.
+
+    Raises:
+        ValueError: a count below 1, no samples, or more than one task.
+    """
+
+    def __init__(
+        self, datasets: Mapping[str, ExampleSource], seed: int, total_steps: int, samples_per_step: int
+    ) -> None:
+        if len(datasets) != 1:
+            raise ValueError(f"a schedule takes exactly one task, but got {sorted(datasets) or 'none'}")
+        for name, value in {"total_steps": total_steps, "samples_per_step": samples_per_step}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}")
+        for task, source in datasets.items():
+            if len(source) < 1:
+                raise ValueError(f"the training data of task {task!r} has no samples")
+        self.datasets = dict(datasets)
+        self.seed = seed
+        self.total_steps = total_steps
+        self.samples_per_step = samples_per_step
+
+    def __len__(self) -> int:
+        return self.total_steps * self.samples_per_step
+
+    def task(self, step: int) -> tuple[str, int]:
+        """The task of a step, and how many steps of that task came before it."""
+        (task,) = self.datasets
+        return task, step
+
+    def sample(self, index: int) -> tuple[str, int]:
+        """The (task, sample index) that belongs to an index of the schedule, before bad images are passed over."""
+        return self._candidate(index, 0)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside the schedule's {len(self)} samples")
+        step, slot = divmod(index, self.samples_per_step)
+        source = self.datasets[self.task(step)[0]]
+        for offset in range(len(source)):
+            _, sample = self._candidate(index, offset)
+            try:
+                return source.example(sample, draw_key(self.seed, step, slot))
+            except BadImageError:
+                if not source.skip_bad_images:
+                    raise
+        raise DataError("no sample is left to train on: every image is missing or truncated")
+
+    def _candidate(self, index: int, offset: int) -> tuple[str, int]:
+        """The sample ``offset`` places further on in the same epoch (round to its start)."""
+        step, slot = divmod(index, self.samples_per_step)
+        task, earlier = self.task(step)
+        size = len(self.datasets[task])
+        epoch, place = divmod(earlier * self.samples_per_step + slot, size)
+        order = epoch_order(self.seed, task, epoch, size)
+        return task, int(order[(place + offset) % size])
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, task: str, epoch: int, size: int) -> Tensor:
+    """A permutation of range(size), int64 [size], that depends on nothing but the arguments."""
+    return torch.randperm(size, generator=generator(draw_key(seed, epoch, 0), f"epoch_order/{task}"))
