@@ -1,6 +1,6 @@
 """The built-in data set: written by the package itself, in official COCO panoptic layout, the same bytes per seed.
 
-Layout below the returned root: ``annotations/panoptic_{split}2017.json`` and, beside it, ``panoptic_{split}2017/*.png``,
+Layout below the returned root: ``annotations/panoptic_{split}2017.json`` with its PNGs in a folder of that name,
 ``annotations/instances_{split}2017.json`` (things only, RLE), ``annotations/attributes_{split}2017.json`` (what each
 object looks like and where it lies), ``{split}2017/*.jpg``.
 """

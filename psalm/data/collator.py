@@ -22,7 +22,7 @@ class Collator:
 
     The batch holds: ``task`` str; ``pixel_values`` float32 [B, 3, S, S]; ``image_sizes`` and ``original_sizes``
     int64 [B, 2] as (height, width); ``sample_ids`` and ``random_keys`` int64 [B]; ``input_ids`` int64 [B, L] padded
-    with ``pad_token_id`` and ``attention_mask`` bool [B, L]; ``class_ids`` int64 [B, C, K] padded alike and ``class_mask``
+    with ``pad_token_id``, ``attention_mask`` bool [B, L]; ``class_ids`` int64 [B, C, K] padded alike, ``class_mask``
     bool [B, C, K]; ``class_order`` int64 [B, C-1]; ``mask_labels`` B tensors bool [N, S, S] and ``class_labels``
     B tensors int64 [N].
     """

@@ -193,10 +193,10 @@ def _paint_ground(rng: np.random.Generator, stuff_map: np.ndarray) -> np.ndarray
 
 def _paint_object(rng: np.random.Generator, canvas: np.ndarray, thing: SceneObject, distance: np.ndarray) -> None:
     """Lays the object's surface on the canvas, with a soft dark outline and light from above left."""
-    u, v = _own_frame(thing, *distance.shape)
+    near = distance < 0.5
+    u, v = (axis[near] for axis in _own_frame(thing, *distance.shape))
     base = np.array(COLOURS[thing.colour], dtype=np.float64) * rng.uniform(0.9, 1.05)
-    paint = surface(thing.pattern, base, u, v)
     light = 1.0 - 0.1 * (u + v) / thing.radius
-    outline = np.where(distance > -1.3, 0.45, 1.0)
-    alpha = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    canvas[:] = alpha * paint * (light * outline)[..., None] + (1 - alpha) * canvas
+    outline = np.where(distance[near] > -1.3, 0.45, 1.0)
+    alpha = np.clip(0.5 - distance[near], 0.0, 1.0)[:, None]
+    canvas[near] = alpha * surface(thing.pattern, base, u, v) * (light * outline)[:, None] + (1 - alpha) * canvas[near]

@@ -14,7 +14,7 @@ DARK = 0.28
 
 
 def surface(pattern: str, base: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Paints a thing: float64 [H, W, 3] from its base colour [3] and its own coordinates u, v [H, W] in pixels."""
+    """Paints a thing: float64 [n, 3] from its base colour [3] and the n pixels' coordinates u, v [n] on the thing."""
     dark = PATTERNS[pattern](u, v)
     return np.where(dark[..., None], DARK * base, base)
 
