@@ -52,14 +52,14 @@ ceiling-merged|sky-other-merged|cabinet-merged|table-merged|floor-other-merged|p
 grass-merged|dirt-merged|paper-merged|food-other-merged|building-other-merged|rock-merged|wall-other-merged|rug-merged"""
 
 WORDS = """\
-the a an of in on at to with and or not is are left right top bottom upper lower middle center above below behind front \
-next near between inside outside first second third fourth last one two three four five every each all other same \
-large small big little tall short long round wide dark bright light red green blue yellow purple orange white black \
-brown gray grey pink cyan circle square triangle star ring cross shape object thing area surface ground \
-striped dotted plain checkered wavy spotted striped circle dotted circle plain square checkered square \
-grass water sand brick bricks stone wood sky wall floor sea forest \
-man woman boy girl child people player standing sitting holding wearing playing shirt jacket hat hand head side corner \
-biggest smallest largest closest farthest leftmost rightmost touching covered partly hidden"""
+the a an of in on at to with and or not is are left right top bottom upper lower middle center above below behind \
+front next near between inside outside first second third fourth last one two three four five every each all other \
+same large small big little tall short long round wide dark bright light red green blue yellow purple orange white \
+black brown gray grey pink cyan circle square triangle star ring cross shape object thing area surface ground \
+striped dotted plain checkered wavy spotted striped circle dotted circle plain square checkered square grass water \
+sand brick bricks stone wood sky wall floor sea forest man woman boy girl child people player standing sitting \
+holding wearing playing shirt jacket hat hand head side corner biggest smallest largest closest farthest leftmost \
+rightmost touching covered partly hidden"""
 
 
 def corpus() -> list[str]:

@@ -1,0 +1,305 @@
+"""PSALM (arXiv 2403.14598) with deformable alignment tokens: an LLM that turns prompts into mask queries.
+
+Letters: B batch, S padded side of an image, n image tokens, C classes incl. background (last), W tokens of a class
+name, K queries of the deformable projector, Q seg queries, L prompt length, T spliced length, D width of the LLM.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from psalm.constants import CLS_TOKEN_INDEX, IMAGE_TOKEN_INDEX, SEG_TOKEN_INDEX
+from psalm.model.configuration import PsalmConfig
+from psalm.model.mask_decoder.criterion import PsalmCriterion
+from psalm.model.mask_decoder.pixel_decoder import PixelDecoder
+from psalm.model.mask_decoder.prediction import Prediction
+from psalm.model.mask_decoder.predictor import MaskedAttentionPredictor
+from psalm.model.multimodal_encoder.swin import SwinVisionTower
+from psalm.model.multimodal_inputs import masked_mean, plan, splice, take
+from psalm.model.multimodal_projector.builder import build_projector
+
+TASKS = ("panoptic",)
+
+
+@dataclass
+class PsalmOutput(ModelOutput):
+    """What one forward pass returns; fields that were not computed are absent.
+
+    Attributes:
+        loss: float32 scalar, the sum of ``losses``.
+        losses: weighted losses of the task by name, each summed over the decoder's layers.
+        predictions: the last layer's masks and scores.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    predictions: Prediction | None = None
+
+
+class PsalmForSegmentation(PreTrainedModel):
+    """The whole model; attributes are named as in PSALM's published weights.
+
+    The LLM has no head: what is read from it are hidden states, and no loss on text is trained. Its own class
+    (``text_config``) keeps its weights' names, so the vision parts are attached to it, as published: ``model.layers``,
+    ``model.vision_tower``, ``model.mm_projector``.
+
+    The vision tower is frozen until ``set_trainable`` says otherwise. ``zero_deformable_tokens`` replaces the
+    deformable tokens by zeros, to measure what they contribute; it is not saved.
+    """
+
+    config_class = PsalmConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: PsalmConfig) -> None:
+        super().__init__(config)
+        width, channels = config.text_config.hidden_size, config.feature_channels
+        self.zero_deformable_tokens = False
+
+        self.model = AutoModel.from_config(config.text_config)
+        self.model.vision_tower = SwinVisionTower(config.vision_config)
+        self.model.vision_tower.freeze()
+        self.model.mm_projector = build_projector(
+            "swin_conv", input_dim=channels[-1], out_dim=width, planes=config.mm_conv_planes
+        )
+        _keep_initial_weights(self.model.mm_projector)
+        if config.mm_projector_type == "deformable":
+            self.model.mm_projector_deformable = build_projector(
+                "deformable",
+                feature_channels=channels,
+                llm_dim=width,
+                hidden_dim=config.mm_hidden_dim,
+                n_heads=config.mm_n_heads,
+                n_points=config.mm_n_points,
+                reference_points=config.mm_reference_points,
+            )
+            _keep_initial_weights(self.model.mm_projector_deformable)
+
+        self.seg_query = nn.Parameter(torch.randn(config.num_queries, width) * config.initializer_range)
+        self.seg_query_projector = nn.Linear(width, config.hidden_dim)
+        self.class_name_projector = nn.Linear(width, config.hidden_dim)
+        self.SEG_token_projector = nn.Linear(width, config.hidden_dim)
+        self.region_projector = nn.Linear(width, config.hidden_dim)
+
+        self.pixel_decoder = PixelDecoder(
+            in_channels=channels,
+            conv_dim=config.conv_dim,
+            mask_dim=config.mask_dim,
+            num_heads=config.num_heads,
+            feedforward_dim=config.encoder_feedforward_dim,
+            num_layers=config.encoder_layers,
+        )
+        self.predictor = MaskedAttentionPredictor(
+            in_channels=config.conv_dim,
+            hidden_dim=config.hidden_dim,
+            num_queries=config.num_queries,
+            num_heads=config.num_heads,
+            feedforward_dim=config.decoder_feedforward_dim,
+            num_layers=config.decoder_layers,
+            mask_dim=config.mask_dim,
+        )
+        self.criterion = PsalmCriterion(
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            no_object_weight=config.no_object_weight,
+            num_points=config.num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part draws its own initial weights when it is built."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but a checkpoint that lacks weights is refused instead of filled with random ones.
+
+        Raises:
+            ValueError: names of the missing weights.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            raise ValueError(
+                f"the checkpoint lacks {len(info['missing_keys'])} weights: {sorted(info['missing_keys'])}"
+            )
+        return (model, info) if output_loading_info else model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        class_ids: Tensor,
+        class_mask: Tensor,
+        image_sizes: Tensor | None = None,
+        task: str = "panoptic",
+        prompt_length: int | None = None,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        random_keys: Tensor | None = None,
+        num_masks: float | Tensor | None = None,
+        num_images: float | None = None,
+        **unused: Any,
+    ) -> PsalmOutput:
+        """Predicts masks; computes losses too where ``mask_labels`` are given.
+
+        Args:
+            pixel_values: [B, 3, S, S], normalised, padded at the right and the bottom.
+            input_ids: int64 [B, L], text ids and sentinels; ``attention_mask`` bool [B, L] marks what is no padding.
+            class_ids: int64 [B, C, W], each class name's tokens then [SEG], in the order of the prompt's ``<cls>``;
+                ``class_mask`` bool [B, C, W].
+            image_sizes: int64 [B, 2], valid (height, width) of each padded image; None means all of it.
+            task: what the prompt asks for.
+            prompt_length: tokens of the batch's longest prompt, class names included and other sentinels not; where
+                it is None it is computed, which costs a GPU one sync with the CPU.
+            mask_labels: bool [N, S, S] per image, with ``class_labels`` int64 [N], positions among the C classes.
+            random_keys: int64 [B], what the losses' random points are drawn from.
+            num_masks: see ``PsalmCriterion``, as ``num_images``.
+            unused: the batch's other keys.
+
+        Raises:
+            ValueError: an unknown task, or labels without ``random_keys``.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, but got {task!r}")
+        features = self.encode_image(pixel_values)
+        names = self.model.embed_tokens(class_ids)  # [B, C, W, D]
+
+        image_tokens = self.model.mm_projector(features["res5"])  # [B, n, D]
+        image_mask = image_tokens.new_ones(image_tokens.shape[:2], dtype=torch.bool)
+        if self.config.mm_projector_type == "deformable":
+            queries, query_mask = masked_mean(names, class_mask), class_mask.any(-1)  # [B, K = C, D]
+            aligned = self.align(queries, query_mask, features, image_sizes)
+            image_tokens = torch.cat([image_tokens, aligned], 1)
+            image_mask = torch.cat([image_mask, query_mask], 1)
+        seg_queries = self.seg_query.expand(len(input_ids), 1, -1, -1)  # [B, 1, Q, D]
+
+        if prompt_length is not None:
+            prompt_length += image_tokens.shape[1] + self.config.num_queries
+        layout = plan(
+            input_ids,
+            attention_mask,
+            {
+                IMAGE_TOKEN_INDEX: image_mask[:, None],
+                CLS_TOKEN_INDEX: class_mask,
+                SEG_TOKEN_INDEX: seg_queries.new_ones(seg_queries.shape[:3], dtype=torch.bool),
+            },
+            prompt_length,
+        )
+        text = self.model.embed_tokens(input_ids.clamp(min=0))
+        spliced = splice(
+            layout,
+            text,
+            {IMAGE_TOKEN_INDEX: image_tokens[:, None], CLS_TOKEN_INDEX: names, SEG_TOKEN_INDEX: seg_queries},
+        )
+        hidden = self.understand(spliced)  # [B, T, D]
+
+        seg_states = take(hidden, layout.inserted[SEG_TOKEN_INDEX].squeeze(1))
+        class_states = masked_mean(take(hidden, layout.inserted[CLS_TOKEN_INDEX]), class_mask)
+        mask_features, multi_scale = self.pixel_decoder(features)
+        predictions = self.predictor(
+            multi_scale,
+            mask_features,
+            self.seg_query_projector(seg_states),
+            class_embeddings=self.class_name_projector(class_states),
+            seg_embeddings=None,
+            region_embeddings=None,
+        )
+        if mask_labels is None:
+            return PsalmOutput(predictions=predictions[-1])
+        if random_keys is None:
+            raise ValueError("losses need random_keys, from which their points are drawn")
+        losses = self.criterion(predictions, mask_labels, class_labels, random_keys, num_masks, num_images)
+        return PsalmOutput(loss=torch.stack([*losses.values()]).sum(), losses=losses, predictions=predictions[-1])
+
+    def encode_image(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """The vision tower's maps res2..res5 of [B, 3, S, S]; no graph is kept of a frozen tower."""
+        tower = self.model.vision_tower
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
+        with torch.set_grad_enabled(trained):
+            features: dict[str, Tensor] = tower(pixel_values)
+        return features
+
+    def align(
+        self, queries: Tensor, query_mask: Tensor, features: dict[str, Tensor], image_sizes: Tensor | None
+    ) -> Tensor:
+        """Deformable tokens [B, K, D] of queries [B, K, D] (bool [B, K] marks those that are no padding)."""
+        tokens: Tensor = self.model.mm_projector_deformable(queries, query_mask, features, image_sizes)
+        return torch.zeros_like(tokens) if self.zero_deformable_tokens else tokens
+
+    def understand(self, embeddings: Tensor) -> Tensor:
+        """The LLM's last hidden states [B, T, D] of embeddings [B, T, D].
+
+        Padding is at the end and attention is causal, so padding needs no mask. The causal mask is given ready-made:
+        transformers would look for packed sequences to choose one, which waits for the device.
+        """
+        B, T, _ = embeddings.shape
+        causal = torch.full((T, T), -math.inf, dtype=embeddings.dtype, device=embeddings.device).triu(1)
+        output = self.model(inputs_embeds=embeddings, attention_mask=causal.expand(B, 1, T, T), use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+def _keep_initial_weights(part: nn.Module) -> None:
+    """Tells transformers that ``part`` has drawn its weights: it hangs below the LLM, whose rule would redraw them."""
+    for module in part.modules():
+        module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def set_trainable(
+    model: PsalmForSegmentation,
+    *,
+    train_backbone: bool = False,
+    freeze_backbone: bool = False,
+    tune_mm_mlp_adapter: bool = False,
+    freeze_mm_mlp_adapter: bool = False,
+) -> None:
+    """Sets which parameters are trained, named after PSALM's and LLaVA's flags.
+
+    Args:
+        model: changed in place.
+        train_backbone: the vision tower is trained; it is frozen otherwise.
+        freeze_backbone: the LLM is frozen (LLaVA's backbone).
+        tune_mm_mlp_adapter: the projectors alone are trained.
+        freeze_mm_mlp_adapter: the projectors are frozen.
+
+    Raises:
+        ValueError: the projectors alone are to be trained, but they are frozen or the vision tower is trained too.
+    """
+    for name, given in (("train_backbone", train_backbone), ("freeze_mm_mlp_adapter", freeze_mm_mlp_adapter)):
+        if tune_mm_mlp_adapter and given:
+            raise ValueError(f"tune_mm_mlp_adapter trains the projectors and nothing else, but {name} is set too")
+    llm = model.model
+    projectors = [part for name, part in llm.named_children() if name.startswith("mm_projector")]
+    model.requires_grad_(not tune_mm_mlp_adapter)
+    if freeze_backbone:
+        llm.requires_grad_(False)
+    for projector in projectors:
+        projector.requires_grad_(not freeze_mm_mlp_adapter)
+    llm.vision_tower.requires_grad_(train_backbone)
+    llm.vision_tower.train(model.training)
+
+
+def startup_lines(model: PsalmForSegmentation) -> str:
+    """What a run prints first, so that its user sees which projector is on: in Chinese, then in English."""
+    llm = model.model
+    deformable = model.config.mm_projector_type == "deformable"
+    projector = llm.mm_projector_deformable if deformable else llm.mm_projector
+    name = type(projector).__name__
+    if not deformable:
+        return f"✓ mm_projector 类型: {name}\n✓ mm_projector type: {name}"
+    sizes = f"n_levels={projector.n_levels}, n_heads={projector.n_heads}, n_points={projector.n_points}"
+    return (
+        f"✓ mm_projector 类型: {name}\n  - Deformable参数: {sizes}\n"
+        f"✓ mm_projector type: {name}\n  - Deformable parameters: {sizes}"
+    )
