@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 _VOID = 0
 _IOU_STEPS = 2.0**32
-"""IoUs are rounded to 2**-32, so that their sum is exact: the same bits in any order of images, on any number of ranks."""
+"""IoUs are rounded to 2**-32: their sums are then exact, the same bits for any order of images and number of ranks."""
 
 IOU, TP, FP, FN = range(4)
 """Columns of the state."""
@@ -98,9 +98,9 @@ class PanopticQuality:
         self._state += state
 
     def compute(self) -> dict[str, float]:
-        """``pq sq rq`` and the same with ``_things`` and ``_stuff``, in percent; a group without categories is left out."""
+        """``pq sq rq`` and the same with ``_things`` and ``_stuff``, in percent; an empty group is left out."""
         per_category = self.per_category()
-        result = {}
+        result: dict[str, float] = {}
         for suffix, member in (("", self.isthing | True), ("_things", self.isthing), ("_stuff", ~self.isthing)):
             group = [values for category, values in per_category.items() if member[category]]
             if group:
