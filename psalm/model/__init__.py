@@ -1,0 +1,1 @@
+"""The PSALM model and its parts."""
