@@ -1,0 +1,164 @@
+"""COCO panoptic JSON, checked key by key and kept small in memory.
+
+A file that is not what is expected is refused with its path and the place in it, e.g.
+``annotations[3].segments_info[0] has no key 'category_id'``.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psalm.data.errors import DataError
+from psalm.data.samples import ClassInfo
+
+MAX_SEGMENT_ID = (1 << 24) - 1
+"""A segment id is three bytes of colour; 0 is void."""
+
+
+@dataclass(frozen=True)
+class PanopticIndex:
+    """The annotations of a split, one row per annotated image, in the order of the file.
+
+    Segments of all images lie in flat arrays; those of image i are ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    image_ids: tuple[int, ...]
+    image_names: tuple[str, ...]
+    map_names: tuple[str, ...]
+    offsets: np.ndarray
+    segment_ids: np.ndarray
+    """int32; unique within an image."""
+    categories: np.ndarray
+    """int32, 0-based index into ``classes``."""
+    crowds: np.ndarray
+    """bool."""
+
+
+class JsonFile:
+    """A parsed JSON file that hands out fields and complains with path and place."""
+
+    def __init__(self, path: Path, format_name: str) -> None:
+        self.path = path
+        self.format_name = format_name
+        try:
+            self.content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: {format_name} is expected there") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+
+    def field(self, record: Any, key: str, kind: type | tuple[type, ...], *place: str | int) -> Any:
+        """``record[key]``, which must be there and of a type; ``place`` is where the record stands in the file."""
+        if not isinstance(record, dict):
+            self.fail(f"must be an object, but is {type(record).__name__}", *place)
+        if key not in record:
+            self.fail(f"has no key {key!r}", *place)
+        value = record[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            wanted = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
+            self.fail(f"must be {wanted}, but is {value!r:.60}", *place, key)
+        return value
+
+    def flag(self, record: Any, key: str, *place: str | int) -> bool:
+        """``record[key]`` as a truth value; 0, 1, false or true."""
+        value = self.field(record, key, (int, bool), *place)
+        if value not in (0, 1):
+            self.fail(f"must be 0 or 1, but is {value}", *place, key)
+        return bool(value)
+
+    def fail(self, problem: str, *place: str | int) -> None:
+        """Raises DataError: file, place, problem, and the format that is expected."""
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+        raise DataError(f"{self.path}: {where or 'the file'} {problem} ({self.format_name} is expected)")
+
+
+def read_panoptic_json(path: Path) -> PanopticIndex:
+    """Reads and checks a COCO panoptic file; the same unchanged file is parsed once per process.
+
+    Raises:
+        DataError: missing, not JSON, or not COCO panoptic format.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing: COCO panoptic JSON is expected there")
+    status = path.stat()
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, modified: int, size: int) -> PanopticIndex:
+    file = JsonFile(path, "COCO panoptic JSON")
+    classes = _classes(file)
+    index_of = {info.id: index for index, info in enumerate(classes)}
+    names = _image_names(file)
+    annotations = file.field(file.content, "annotations", list)
+    image_ids: list[int] = []
+    map_names: list[str] = []
+    offsets, segment_ids, categories, crowds = [0], [], [], []
+    for row, annotation in enumerate(annotations):
+        image_id = file.field(annotation, "image_id", int, "annotations", row)
+        if image_id not in names:
+            file.fail(f"names image {image_id}, which is not among images", "annotations", row)
+        image_ids.append(image_id)
+        map_names.append(file.field(annotation, "file_name", str, "annotations", row))
+        for column, segment in enumerate(file.field(annotation, "segments_info", list, "annotations", row)):
+            place = ("annotations", row, "segments_info", column)
+            segment_id = file.field(segment, "id", int, *place)
+            if not 0 < segment_id <= MAX_SEGMENT_ID:
+                file.fail(f"must be 1 to {MAX_SEGMENT_ID}, but is {segment_id}", *place, "id")
+            category_id = file.field(segment, "category_id", int, *place)
+            if category_id not in index_of:
+                file.fail(f"is {category_id}, which is not among categories", *place, "category_id")
+            segment_ids.append(segment_id)
+            categories.append(index_of[category_id])
+            crowds.append(file.flag(segment, "iscrowd", *place) if "iscrowd" in segment else False)
+        if len(set(segment_ids[offsets[-1] :])) != len(segment_ids) - offsets[-1]:
+            file.fail("has a segment id twice", "annotations", row)
+        offsets.append(len(segment_ids))
+    if not image_ids:
+        file.fail("must not be empty", "annotations")
+    if len(set(image_ids)) != len(image_ids):
+        repeated = next(i for i in image_ids if image_ids.count(i) > 1)
+        file.fail(f"has more than one record for image {repeated}", "annotations")
+    return PanopticIndex(
+        classes=classes,
+        image_ids=tuple(image_ids),
+        image_names=tuple(names[image_id] for image_id in image_ids),
+        map_names=tuple(map_names),
+        offsets=np.array(offsets, dtype=np.int64),
+        segment_ids=np.array(segment_ids, dtype=np.int32),
+        categories=np.array(categories, dtype=np.int32),
+        crowds=np.array(crowds, dtype=bool),
+    )
+
+
+def _classes(file: JsonFile) -> tuple[ClassInfo, ...]:
+    """The categories in the order of the file; ids may have gaps, but neither id nor name may come twice."""
+    classes = tuple(
+        ClassInfo(
+            name=file.field(category, "name", str, "categories", row),
+            isthing=file.flag(category, "isthing", "categories", row),
+            id=file.field(category, "id", int, "categories", row),
+        )
+        for row, category in enumerate(file.field(file.content, "categories", list))
+    )
+    if not classes:
+        file.fail("must not be empty", "categories")
+    if len({info.id for info in classes}) != len(classes) or len({info.name for info in classes}) != len(classes):
+        file.fail("must have unique ids and names", "categories")
+    return classes
+
+
+def _image_names(file: JsonFile) -> dict[int, str]:
+    """Image id -> file name."""
+    names: dict[int, str] = {}
+    for row, image in enumerate(file.field(file.content, "images", list)):
+        image_id = file.field(image, "id", int, "images", row)
+        if image_id in names:
+            file.fail(f"has the id {image_id} of an earlier image", "images", row)
+        names[image_id] = file.field(image, "file_name", str, "images", row)
+    return names
