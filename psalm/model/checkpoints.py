@@ -202,10 +202,8 @@ def load_language_model(model: PsalmForSegmentation, folder: Path) -> None:
     llm, info = AutoModel.from_pretrained(
         folder, config=AutoConfig.from_pretrained(folder), local_files_only=True, output_loading_info=True
     )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{folder} lacks {len(info['missing_keys'])} weights: {', '.join(sorted(info['missing_keys']))}"
-        )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} weights: {', '.join(missing)}")
     state = llm.state_dict()
     rows = model.model.embed_tokens.weight.detach().clone()
     rows[: len(state["embed_tokens.weight"])] = state["embed_tokens.weight"]

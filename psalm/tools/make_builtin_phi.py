@@ -19,25 +19,12 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PhiConfig, PreTrainedTokenizerFast
 
 from psalm.constants import BACKGROUND_CLASS, SEG_TOKEN
+from psalm.data.prompts import END_OF_TEXT, INSTRUCTIONS, SENTINEL_PATTERN, prompt_text
 
 OUTPUT = Path(__file__).resolve().parents[1] / "builtin" / "phi"
-END_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
+PAD_TOKEN = "<|pad|>"
 VOCABULARY = 1280
 MODEL_MAX_LENGTH = 4096
-
-INSTRUCTIONS = """\
-[INST] <<SYS>>
-You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, \
-and assist the user with a variety of tasks using natural language.
-<</SYS>>
-
-This is an image , Please do Panoptic Segmentation. Please do Semantic Segmentation. Please do Instance Segmentation.
-Please segment by given regions
-Please doing Referring Segmentation according to the following instruction:
-This is all the candidate categories: , , .
-This is all regions:  , .
- [/INST] \n
-Sure, the segmentation result is """
 
 COCO_NAMES = """\
 person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|bench|\
@@ -66,7 +53,8 @@ def corpus() -> list[str]:
     """The texts that the merges are learnt from; names stand alone and after a blank, as prompts have them."""
     names = [*COCO_NAMES.split("|"), BACKGROUND_CLASS]
     words = WORDS.split()
-    return [INSTRUCTIONS] * 4 + [text for word in [*names, *words] for text in (word, f" {word}")]
+    prompts = [SENTINEL_PATTERN.sub("", prompt_text(task, classes=2, regions=2)) for task in INSTRUCTIONS]
+    return prompts + [text for word in [*names, *words] for text in (word, f" {word}")]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -76,16 +64,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[END_TOKEN, PAD_TOKEN, SEG_TOKEN],
+        special_tokens=[END_OF_TEXT, PAD_TOKEN, SEG_TOKEN],
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=END_TOKEN,
-        bos_token=END_TOKEN,
-        unk_token=END_TOKEN,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
         pad_token=PAD_TOKEN,
         additional_special_tokens=[SEG_TOKEN],
         model_max_length=MODEL_MAX_LENGTH,

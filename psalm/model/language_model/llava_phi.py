@@ -68,7 +68,7 @@ class PsalmForSegmentation(PreTrainedModel):
         self.model.vision_tower = SwinVisionTower(config.vision_config)
         self.model.vision_tower.freeze()
         self.model.mm_projector = build_projector(
-            "swin_conv", input_dim=channels[-1], out_dim=width, planes=config.mm_conv_planes
+            "swin_conv", feature_channels=channels, llm_dim=width, planes=config.mm_conv_planes
         )
         _keep_initial_weights(self.model.mm_projector)
         if config.mm_projector_type == "deformable":
@@ -122,16 +122,15 @@ class PsalmForSegmentation(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but a checkpoint that lacks weights is refused instead of filled with random ones.
+        """As in transformers, but the vision tower is frozen, and a checkpoint that lacks weights is refused.
 
         Raises:
             ValueError: names of the missing weights.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
-            raise ValueError(
-                f"the checkpoint lacks {len(info['missing_keys'])} weights: {sorted(info['missing_keys'])}"
-            )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"the checkpoint lacks {len(missing)} weights: {', '.join(missing)}")
+        model.model.vision_tower.freeze()
         return (model, info) if output_loading_info else model
 
     def forward(
