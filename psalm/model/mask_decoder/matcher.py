@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from psalm.model.mask_decoder.points import PointSource, sample_maps, sample_masks
+from psalm.model.mask_decoder.points import PointSource, add_border, sample_maps, sample_masks
 from psalm.model.mask_decoder.prediction import Prediction
 
 
@@ -21,7 +21,7 @@ from psalm.model.mask_decoder.prediction import Prediction
 class Targets:
     """The ground truth of a batch, its images one after another."""
 
-    masks: Tensor  # bool [M, S, S]
+    masks: Tensor  # bool [M, S + 2, S + 2], with a border of zeros
     labels: Tensor | None  # int64 [M], class positions; None where the task has no classes
     counts: tuple[int, ...]  # N of each image
 
@@ -32,7 +32,7 @@ class Targets:
         if class_labels is not None and (labelled := tuple(len(labels) for labels in class_labels)) != counts:
             raise ValueError(f"each mask needs one class label, but images have {counts} masks and {labelled} labels")
         labels = None if class_labels is None else torch.cat(list(class_labels))
-        return Targets(torch.cat([masks.bool() for masks in mask_labels]), labels, counts)
+        return Targets(add_border(torch.cat([masks.bool() for masks in mask_labels])), labels, counts)
 
 
 @dataclass(frozen=True)

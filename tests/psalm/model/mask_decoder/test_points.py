@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from psalm.model.mask_decoder.points import KeyedPoints, sample_masks, uncertain_points
+from psalm.model.mask_decoder.points import KeyedPoints, add_border, sample_masks, uncertain_points
 
 
 def test_points_of_an_image_do_not_depend_on_the_batch():
@@ -31,12 +31,14 @@ def test_masks_are_read_as_grid_sample_reads_them():
     points = torch.rand(4, 200, 2, generator=generator)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.999, 0.001]])
     expected = F.grid_sample(masks[index][:, None].float(), 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
-    torch.testing.assert_close(sample_masks(masks, index, points), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample_masks(add_border(masks), index, points), expected, atol=1e-5, rtol=0)
 
 
 def test_no_masks_no_values():
     points = torch.rand(0, 5, 2)
-    assert sample_masks(torch.zeros(0, 4, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), points).shape == (
+    assert sample_masks(
+        add_border(torch.zeros(0, 4, 4, dtype=torch.bool)), torch.zeros(0, dtype=torch.int64), points
+    ).shape == (
         0,
         5,
     )
