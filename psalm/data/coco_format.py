@@ -49,6 +49,8 @@ class JsonFile:
             self.content = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DataError(f"{path} is missing: {format_name} is expected there") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): {format_name} is expected there") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not JSON: {error}") from error
 

@@ -52,7 +52,7 @@ def locate_panoptic(root: str | Path, split: Split, image_folder: str | Path | N
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}")
-    root = Path(root)
+    root = Path(root).expanduser()
     name = f"{split}2017"
     annotations = root / "annotations" / f"panoptic_{name}.json"
     if not root.is_dir():
@@ -60,7 +60,8 @@ def locate_panoptic(root: str | Path, split: Split, image_folder: str | Path | N
     if not annotations.is_file():
         raise DataError(f"{annotations} is missing: COCO panoptic JSON is expected there")
     maps = (root / "annotations" / f"panoptic_{name}", root / f"panoptic_{name}")
-    images = (root / name,) if image_folder is None else (Path(image_folder) / name, Path(image_folder))
+    given = None if image_folder is None else Path(image_folder).expanduser()
+    images = (root / name,) if given is None else (given / name, given)
     return PanopticFiles(
         annotations,
         maps=_first_folder(f"the panoptic PNGs of the {split} split", maps),
