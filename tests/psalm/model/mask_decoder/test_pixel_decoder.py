@@ -104,6 +104,13 @@ def test_bfloat16_stays_close():
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.15)
 
 
+def test_nothing_waits_for_the_device():
+    # Tensors without data cannot be read back: whatever would wait for a GPU raises here.
+    features = {name: feature.to("meta") for name, feature in tiny_features().items()}
+    mask_features, _ = tiny_decoder().to("meta").train()(features)
+    assert mask_features.shape == (2, 12, 16, 24)
+
+
 @pytest.mark.parametrize(
     ("channels", "conv_dim", "num_heads", "message"),
     [

@@ -140,6 +140,17 @@ def test_bfloat16_stays_close_before_masks_are_thresholded():
     torch.testing.assert_close(predictions[0].masks.float(), expected, rtol=0.1, atol=0.1)
 
 
+def test_nothing_waits_for_the_device():
+    # Tensors without data cannot be read back: whatever would wait for a GPU raises here.
+    multi_scale, mask_features, queries = tiny_inputs()
+    multi_scale = [feature.to("meta") for feature in multi_scale]
+    predictor = tiny_predictor().to("meta").train()
+    predictions = predictor(
+        multi_scale, mask_features.to("meta"), queries.to("meta"), class_embeddings=torch.ones(2, 3, 16, device="meta")
+    )
+    assert predictions[-1].class_logits.shape == (2, 5, 3)
+
+
 def test_unused_weights_of_a_checkpoint_are_left_out_and_queries_cut():
     state = dict(tiny_predictor().state_dict())
     theirs = state | {"query_embed.weight": torch.randn(8, 16), "static_query.weight": torch.randn(8, 16)}

@@ -103,6 +103,12 @@ def test_half_precision_follows_the_weights_and_stays_close(dtype):
         torch.testing.assert_close(feature.float(), expected[level], rtol=0.05, atol=0.05)
 
 
+def test_nothing_waits_for_the_device():
+    # Tensors without data cannot be read back: whatever would wait for a GPU raises here.
+    features = tiny_tower().to("meta")(torch.empty(1, 3, 72, 88, device="meta"))
+    assert features["res5"].shape == (1, 64, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,46 @@
+"""PSALM's baseline projector ``swin_conv``: one strided residual block over res5, then a linear layer.
+
+Legend: B batch, h w size of res5, n = ceil(h / 2) * ceil(w / 2) tokens, D width of the language model.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Residual block of stride 2 that applies its second convolution twice, as PSALM's weights were trained."""
+
+    def __init__(self, input_dim: int, planes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_dim, planes, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = nn.Sequential(
+            nn.Conv2d(input_dim, planes, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(planes)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, input_dim, h, w] to [B, planes, ceil(h / 2), ceil(w / 2)]."""
+        hidden = F.relu(self.bn1(self.conv1(features)))
+        hidden = self.bn2(self.conv2(self.conv2(hidden)))
+        return F.relu(hidden + self.downsample(features))
+
+
+class SwinConvProjector(nn.Module):
+    """Tokens of the whole image from res5; a 1024 x 1024 image gives 256. Parameter names are PSALM's.
+
+    Args:
+        input_dim: channels of res5.
+        out_dim: D.
+        planes: width of the residual block; 2048 in the published weights.
+    """
+
+    def __init__(self, input_dim: int, out_dim: int, planes: int) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(ResidualBlock(input_dim, planes))
+        self.fc = nn.Linear(planes, out_dim)
+
+    def forward(self, res5: Tensor) -> Tensor:
+        """Map [B, input_dim, h, w] to [B, n, D], row by row."""
+        return self.fc(self.layer1(res5).flatten(2).transpose(1, 2))
