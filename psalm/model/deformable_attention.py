@@ -40,15 +40,16 @@ def multi_scale_deformable_attention(
     dtype = torch.promote_types(value.dtype, torch.float32)
     # [B, S, M, D] -> [B * M, D, S]
     maps = value.to(dtype).permute(0, 2, 3, 1).reshape(B * M, D, S).split(sizes, dim=2)
-    # grid_sample's coordinates run from -1 to 1; [B, K, M, L, P, 2] -> L times [B * M, K, P, 2]
-    grids = (2 * locations.to(dtype) - 1).permute(3, 0, 2, 1, 4, 5).reshape(L, B * M, K, P, 2).unbind()
-    # [B, K, M, L, P] -> L times [B * M, 1, K, P]
-    shares = weights.to(dtype).permute(3, 0, 2, 1, 4).reshape(L, B * M, 1, K, P).unbind()
+    # grid_sample's coordinates run from -1 to 1; [B, K, M, L, P, 2] -> L times [B * M, P, K, 2]. Queries come last, so
+    # that the sum over the few points is one over long rows.
+    grids = (2 * locations.to(dtype) - 1).permute(3, 0, 2, 4, 1, 5).reshape(L, B * M, P, K, 2).unbind()
+    # [B, K, M, L, P] -> L times [B * M, 1, P, K]
+    shares = weights.to(dtype).permute(3, 0, 2, 4, 1).reshape(L, B * M, 1, P, K).unbind()
     output = value.new_zeros((B * M, D, K), dtype=dtype)
     for level_map, grid, share, (height, width) in zip(maps, grids, shares, spatial_shapes, strict=True):
         image = level_map.reshape(B * M, D, height, width)
         sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        output = output + (sampled * share).sum(dim=-1)
+        output = output + (sampled * share).sum(dim=2)
     return output.view(B, M * D, K).transpose(1, 2).to(value.dtype)
 
 

@@ -203,11 +203,12 @@ class MaskedAttentionPredictor(nn.Module):
         """
         keys, values = self._attended_levels(multi_scale)
         query_positions = self.query_embed.weight[None]
+        pixels = mask_features.flatten(2)
 
         def predict(queries: Tensor) -> Prediction:
             normed = self.decoder_norm(queries)
             return Prediction(
-                masks=torch.einsum("bqe,behw->bqhw", self.mask_embed(normed), mask_features),
+                masks=(self.mask_embed(normed) @ pixels).unflatten(2, mask_features.shape[2:]),
                 class_logits=None if class_embeddings is None else self.CLASS_proj(normed) @ class_embeddings.mT,
                 seg_logits=None if seg_embeddings is None else self.SEG_proj(normed) @ seg_embeddings.mT,
                 region_logits=None if region_embeddings is None else self._region_logits(normed, region_embeddings),
