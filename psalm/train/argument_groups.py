@@ -1,0 +1,186 @@
+"""The arguments of a training run in three groups: model, data, training.
+
+Defaults of the model come from ``PsalmConfig``. A field's metadata holds its help and what may be given: see
+``psalm.train.fields``.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers.trainer_utils import SchedulerType
+
+from psalm.model.configuration import PsalmConfig
+from psalm.train.distributed import name_single_process
+from psalm.train.fields import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
+
+BUILTIN = "builtin"
+
+
+def _of_model(name: str, help: str, range: Range | None = None) -> Any:  # noqa: A002
+    """A field whose default is the model configuration's."""
+    return field(default=getattr(PsalmConfig, name), metadata={"help": help, "range": range})
+
+
+def _of_tower(help: str) -> Any:  # noqa: A002
+    """A field that follows the folder of the vision tower, and the model configuration where that says nothing."""
+    return field(
+        default=None, metadata={"help": f"{help} The vision tower's folder decides if not given.", "range": COUNT}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """What is trained: weights to start from, architecture, losses."""
+
+    model_name_or_path: str = field(
+        default=BUILTIN,
+        metadata={"help": "Folder of the language model, or 'builtin'.", "path": True, "words": (BUILTIN,)},
+    )
+    vision_tower: str = field(
+        default=BUILTIN,
+        metadata={
+            "help": "Weights of the vision tower, or 'builtin' (follows swin_type).",
+            "path": True,
+            "words": (BUILTIN,),
+        },
+    )
+    train_backbone: bool = field(
+        default=False, metadata={"help": "Train the vision tower too; it is frozen otherwise."}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Freeze the language model."})
+    tune_mm_mlp_adapter: bool = field(default=False, metadata={"help": "Train the projectors and nothing else."})
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "Freeze the projectors."})
+    swin_type: Literal["base", "large"] = _of_model("swin_type", "Size of the Swin vision tower.")
+    mm_projector_type: Literal["swin_conv", "deformable"] = _of_model(
+        "mm_projector_type", "How image features become tokens of the language model."
+    )
+    mm_hidden_dim: int = _of_model("mm_hidden_dim", "Width of the deformable projector.", COUNT)
+    mm_n_heads: int = _of_model("mm_n_heads", "Attention heads of the deformable projector.", COUNT)
+    mm_n_points: int = _of_model(
+        "mm_n_points", "Sampling points per head and level of the deformable projector.", COUNT
+    )
+    mm_reference_points: Literal["center", "proposal", "learned"] = _of_model(
+        "mm_reference_points", "Where the deformable projector's queries look first."
+    )
+    projector_outdim: int | None = _of_model(
+        "projector_outdim", "Width of the language model; read from its configuration if not given.", COUNT
+    )
+    mm_conv_planes: int | None = _of_tower("Width of the convolutional projector.")
+    num_queries: int | None = _of_tower("Learned segmentation queries.")
+    conv_dim: int | None = _of_tower("Width of the pixel decoder.")
+    mask_dim: int | None = _of_tower("Width of the mask features.")
+    hidden_dim: int | None = _of_tower("Width of the mask predictor.")
+    num_heads: int | None = _of_tower("Attention heads of the mask decoder.")
+    encoder_layers: int | None = _of_tower("Layers of the pixel decoder.")
+    encoder_feedforward_dim: int | None = _of_tower("Feed-forward width of the pixel decoder.")
+    decoder_layers: int | None = _of_tower("Layers of the mask predictor.")
+    decoder_feedforward_dim: int | None = _of_tower("Feed-forward width of the mask predictor.")
+    num_points: int | None = _of_tower("Points per mask at which the mask losses are taken.")
+    class_weight: float = _of_model("class_weight", "Weight of the class losses.", NOT_NEGATIVE)
+    mask_weight: float = _of_model("mask_weight", "Weight of loss_mask.", NOT_NEGATIVE)
+    dice_weight: float = _of_model("dice_weight", "Weight of loss_dice.", NOT_NEGATIVE)
+    no_object_weight: float = _of_model("no_object_weight", "Weight of the background class.", POSITIVE)
+    oversample_ratio: float = _of_model("oversample_ratio", "Candidates per point of the mask losses.", Range(1))
+    importance_sample_ratio: float = _of_model(
+        "importance_sample_ratio", "Fraction of the points placed where the mask is most uncertain.", FRACTION
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained and scored on."""
+
+    seg_task: Literal["panoptic"] = field(default="panoptic", metadata={"help": "The segmentation task."})
+    panoptic_json_path: str = field(
+        default=BUILTIN,
+        metadata={
+            "help": "Folder in COCO panoptic layout (annotations/, images), or 'builtin'.",
+            "path": True,
+            "words": (BUILTIN,),
+        },
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Folder of the images, where it is not beside the annotations.", "path": True}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the padded square in pixels; the vision tower's own if not given.",
+            "range": Range(32),
+        },
+    )
+    skip_bad_images: bool = field(
+        default=False, metadata={"help": "Go on without images that are missing or truncated; they are counted."}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' arguments with PSALM's recipe as defaults, and what this loop adds."""
+
+    output_dir: str = field(
+        default="runs/train", metadata={"help": "Folder of the run: records, checkpoints, pictures."}
+    )
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "Images per device and micro-batch in training."}
+    )
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Images per device in evaluation."})
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "Passes over the training data, unless max_steps is given."}
+    )
+    learning_rate: float = field(default=6e-5, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "How the learning rate falls."})
+    warmup_ratio: float = field(
+        default=0.03,
+        metadata={
+            "help": "Fraction of the steps over which the learning rate rises, unless warmup_steps is given.",
+            "range": FRACTION,
+        },
+    )
+    optim: str = field(default="adamw_torch", metadata={"help": "The optimizer."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    save_final_model: bool = field(default=True, metadata={"help": "Save the model's weights at the end of the run."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations again in the backward pass: less memory, more time."}
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of gradient_checkpointing."}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
+    report_to: str | list[str] | None = field(
+        default="none",
+        metadata={"help": "Trackers of transformers to feed; a run's own records need none.", "words": ("none",)},
+    )
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
+    dataloader_drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if "activation_checkpointing" in {f.name for f in dataclasses.fields(transformers.TrainingArguments)}:
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+            self.gradient_checkpointing, self.gradient_checkpointing_kwargs = None, None  # type: ignore[assignment]
+        if not self.use_cpu and not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.deepspeed is not None:
+            name_single_process()
+        super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of the linear warm-up: ``warmup_steps``, or the fraction ``warmup_ratio`` of all steps."""
+        if self.warmup_steps > 0:
+            return super().get_warmup_steps(num_training_steps)
+        return -int(-self.warmup_ratio * num_training_steps // 1)
+
+
+@dataclass
+class Arguments:
+    """Everything a run is told."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments

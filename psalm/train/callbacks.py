@@ -1,0 +1,43 @@
+"""What a run writes while it trains: its records, and pictures at every evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from psalm.train.pictures import draw_curves, draw_predictions
+from psalm.train.records import RunRecords, metric_history, read_records
+from psalm.train.trainer import PsalmTrainer
+
+ARTIFACTS = "artifacts"
+"""Folder of pictures and of the resolved configuration, below the run's."""
+
+
+class RecordsCallback(TrainerCallback):
+    """Appends what the Trainer logs to the run's records; for rank 0."""
+
+    def __init__(self, records: RunRecords) -> None:
+        self.records = records
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, float], **_: Any
+    ) -> None:
+        """One record per log."""
+        self.records.metrics(state.global_step, {name: float(value) for name, value in logs.items()})
+
+
+class PicturesCallback(TrainerCallback):
+    """Draws predictions and learning curves at every evaluation, so that a stopped run has them too; for rank 0."""
+
+    def __init__(self, records: RunRecords, trainer: PsalmTrainer) -> None:
+        self.records = records
+        self.trainer = trainer
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Replaces both pictures; each is recorded again, because its content is new."""
+        folder = Path(self.records.folder) / ARTIFACTS
+        draw_predictions(self.trainer.shown, self.trainer.eval_dataset.dataset.classes, folder / "predictions.png")
+        draw_curves(metric_history(read_records(self.records.folder)), folder / "curves.png")
+        for name in ("predictions.png", "curves.png"):
+            self.records.artifact(folder / name)

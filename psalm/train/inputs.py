@@ -1,0 +1,99 @@
+"""Before any compute: do the files that settings name exist, are they of the format expected, do they fit the sizes?"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psalm.data.builtin import resolve_root
+from psalm.data.checks import check_panoptic
+from psalm.data.coco_panoptic import SPLITS
+from psalm.data.errors import DataError
+from psalm.model.checkpoints import llm_hidden_size, read_tower_config, resolve_vision_tower
+from psalm.model.configuration import PsalmConfig
+from psalm.train.fields import SettingError, nearest
+
+DEEPSPEED_FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "deepspeed"
+"""Where a DeepSpeed configuration given by name is looked for: ``zero2`` is ``zero2.json`` there."""
+
+
+def deepspeed_file(name: str) -> str | dict[str, Any] | None:
+    """The path of a DeepSpeed configuration, given by path, by name, as JSON text, or ``none``.
+
+    Raises:
+        SettingError: there is no such file, or the JSON does not parse.
+    """
+    if name.lower() in ("none", "null", ""):
+        return None
+    if name.lstrip().startswith("{"):
+        return _json("deepspeed", name, name)
+    known = sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json"))
+    if name in known:
+        return str(DEEPSPEED_FOLDER / f"{name}.json")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        hint = nearest(name, known) or f"; known names are {', '.join(known) or '(none)'}"
+        raise SettingError(f"deepspeed must be a JSON file or a name, but there is no file {name!r}{hint}")
+    return str(path.resolve())
+
+
+def config_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are fields of ``PsalmConfig``, besides ``swin_type``; None means not given."""
+    return {
+        name: value for name, value in values.items() if name in PsalmConfig.__annotations__ and name != "swin_type"
+    }
+
+
+def check_files(values: Mapping[str, Any]) -> None:
+    """Checks what the values of all settings name.
+
+    Raises:
+        SettingError: one line that says which setting, which file, and what is wrong with it.
+    """
+    if isinstance(values["deepspeed"], str):
+        _json("deepspeed", values["deepspeed"], Path(values["deepspeed"]).read_text())
+    _check_device(values)
+    _check_model(values)
+    _check_data(values)
+
+
+def _check_device(values: Mapping[str, Any]) -> None:
+    on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
+    if values["fp16"] and on_cpu:
+        raise SettingError("fp16 must be false on a CPU, but got true; use bf16 or leave both out")
+    if values["bf16"] and not on_cpu and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise SettingError("bf16 must be false on this GPU, which has no bfloat16, but got true; use fp16")
+
+
+def _check_model(values: Mapping[str, Any]) -> None:
+    try:
+        width = llm_hidden_size(values["model_name_or_path"])
+        tower = read_tower_config(
+            resolve_vision_tower(values["vision_tower"], values["swin_type"]), values["swin_type"]
+        )
+        given = {name: value for name, value in config_overrides(values).items() if value is not None}
+        PsalmConfig(**{**tower, **given, "text_config": {"hidden_size": width}})
+    except ValueError as error:
+        raise SettingError(" ".join(str(error).split())) from error
+
+
+def _check_data(values: Mapping[str, Any]) -> None:
+    try:
+        root = resolve_root(values["panoptic_json_path"])
+        for split in SPLITS:
+            check_panoptic(root, split, values["image_folder"], values["skip_bad_images"])
+    except DataError as error:
+        folder = f", image_folder {values['image_folder']}" if values["image_folder"] else ""
+        raise SettingError(f"panoptic_json_path {values['panoptic_json_path']}{folder}: {error}") from error
+
+
+def _json(name: str, source: str, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"{name} must be JSON, but {source!r} does not parse: {error}; mend it") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"{name} must be a JSON object, but {source!r} holds a {type(content).__name__}; mend it")
+    return content

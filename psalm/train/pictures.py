@@ -1,0 +1,126 @@
+"""Pictures of a run: predictions beside the truth, and learning curves.
+
+Letters: H W size of an image.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from psalm.data.samples import ClassInfo
+from psalm.train.scoring import ScoredImage
+
+SIDE = 240
+"""Longer side of every image in the picture of predictions, in pixels."""
+GAP = 8
+TITLE_HEIGHT = 22
+LEGEND_ROW = 20
+LEGEND_COLUMN = 150
+TINT = 0.65
+"""How much of a pixel's colour is its class's."""
+VOID_COLOR = (60, 60, 60)
+_GOLDEN_RATIO = 0.618033988749895
+
+
+def class_color(index: int) -> tuple[int, int, int]:
+    """RGB of a class: neighbouring indices have hues that are far apart."""
+    value = (0.95, 0.7, 0.85)[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb((index * _GOLDEN_RATIO) % 1, 0.8, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_predictions(images: Sequence[ScoredImage], classes: Sequence[ClassInfo], path: str | Path) -> None:
+    """Rows of image | truth | prediction with a legend of the classes that occur, written as PNG.
+
+    Segments are tinted by class and outlined in white; void is dark.
+    """
+    rows = [
+        (
+            image.record.image,
+            {segment.id: segment.category for segment in image.record.segments},
+            {segment.id: segment.category for segment in image.pred_segments},
+            image,
+        )
+        for image in images
+    ]
+    shown = sorted({category for _, truth, pred, _ in rows for category in (*truth.values(), *pred.values())})
+    width = 3 * SIDE + 4 * GAP
+    columns = max(width // LEGEND_COLUMN, 1)
+    legend_height = -(-(len(shown) + 1) // columns) * LEGEND_ROW + GAP
+    canvas = Image.new("RGB", (width, TITLE_HEIGHT + len(rows) * (SIDE + GAP) + legend_height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
+    for column, title in enumerate(("image", "truth", "prediction")):
+        draw.text((GAP + column * (SIDE + GAP), 4), title, fill="black", font=font)
+    for row, (pixels, truth, pred, image) in enumerate(rows):
+        pictures = (pixels, _tinted(pixels, image.record.segment_map, truth), _tinted(pixels, image.pred_map, pred))
+        for column, picture in enumerate(pictures):
+            place = (GAP + column * (SIDE + GAP), TITLE_HEIGHT + row * (SIDE + GAP))
+            canvas.paste(_fitted(picture), place)
+    top = TITLE_HEIGHT + len(rows) * (SIDE + GAP) + GAP // 2
+    entries = [(classes[category].name, class_color(category)) for category in shown] + [("void", VOID_COLOR)]
+    for number, (name, color) in enumerate(entries):
+        x, y = GAP + number % columns * LEGEND_COLUMN, top + number // columns * LEGEND_ROW
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=color)
+        draw.text((x + 18, y + 1), name, fill="black", font=font)
+    _write(canvas, Path(path))
+
+
+def draw_curves(history: Mapping[str, Mapping[int, float]], path: str | Path) -> None:
+    """Losses on the left (logarithmic), quality in percent on the right, over global steps; written as PNG.
+
+    ``history`` is {name: {step: value}} as in ``records.metric_history``.
+    """
+    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name, steps in history.items():
+        if name == "loss" or name.startswith("loss_"):
+            left.plot([*steps], [*steps.values()], label=name, linewidth=2.2 if name == "loss" else 1.2)
+        elif name.startswith("eval_"):
+            main = not name.endswith(("_things", "_stuff"))
+            right.plot(
+                [*steps],
+                [*steps.values()],
+                label=name,
+                marker=".",
+                linewidth=1.8 if main else 1,
+                linestyle="-" if main else ":",
+            )
+    left.set(title="training losses", xlabel="global step", yscale="log")
+    right.set(title="validation quality (%)", xlabel="global step", ylim=(0, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _tinted(pixels: np.ndarray, segment_map: np.ndarray, category_of: Mapping[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: pixels tinted by the class of their segment, segments' borders white."""
+    ids, place = np.unique(segment_map, return_inverse=True)
+    table = np.array([class_color(category_of[i]) if i in category_of else VOID_COLOR for i in ids.tolist()])
+    color = table[place.reshape(segment_map.shape)]
+    mixed = pixels * (1 - TINT) + color * TINT
+    border = np.zeros(segment_map.shape, dtype=bool)
+    border[:, 1:] |= segment_map[:, 1:] != segment_map[:, :-1]
+    border[1:] |= segment_map[1:] != segment_map[:-1]
+    mixed[border] = 255
+    return mixed.astype(np.uint8)
+
+
+def _fitted(pixels: np.ndarray) -> Image.Image:
+    height, width = pixels.shape[:2]
+    scale = SIDE / max(height, width)
+    return Image.fromarray(pixels).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)

@@ -1,0 +1,177 @@
+"""Trains PSALM: ``python psalm/train/train.py FLAGS``, ``deepspeed psalm/train/train.py FLAGS``, or ``train(args)``."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from psalm.data.builtin import resolve_root
+from psalm.data.coco_panoptic import SPLITS, PanopticDataset, Split
+from psalm.data.collator import Collator
+from psalm.data.examples import PanopticEvaluation, PanopticExamples
+from psalm.data.prompts import PromptBuilder
+from psalm.data.schedule import TrainingSchedule
+from psalm.model.checkpoints import build_model
+from psalm.model.language_model.llava_phi import set_trainable, startup_lines
+from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
+from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
+from psalm.train.fields import SettingError
+from psalm.train.fingerprints import run_tags
+from psalm.train.inputs import config_overrides
+from psalm.train.quiet import quiet_libraries
+from psalm.train.records import RunRecords
+from psalm.train.trainer import PsalmTrainer
+
+FINAL_MODEL = "model"
+"""Folder of the final weights, below the run's."""
+
+
+def train(
+    args: Arguments, callbacks: Sequence[TrainerCallback] = (), resume_from_checkpoint: str | None = None
+) -> dict[str, float]:
+    """Trains and evaluates one run; rank 0 writes its records into ``args.training.output_dir``.
+
+    Args:
+        args: see ``psalm.train.arguments``.
+        callbacks: called after the run's own, on every rank.
+        resume_from_checkpoint: a checkpoint of the same run; it then goes on as if it had not been interrupted.
+
+    Returns:
+        The metrics of the final evaluation.
+
+    Raises:
+        TrainingDiverged: a loss is no finite number.
+        ValueError: data or weights are missing or do not fit; the message is one line.
+    """
+    quiet_libraries()
+    records = RunRecords(args.training.output_dir) if args.training.process_index == 0 else None
+    try:
+        trainer = build_trainer(args)
+        if records is not None:
+            sys.stdout.write(startup_lines(trainer.model) + "\n")
+            record_start(records, trainer, resume_from_checkpoint)
+            trainer.add_callback(RecordsCallback(records))
+            trainer.add_callback(PicturesCallback(records, trainer))
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        metrics = run(trainer, resume_from_checkpoint, save=args.training.save_final_model)
+    except Exception as error:
+        if records is not None:
+            records.event("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    if records is not None:
+        records.event("completed", step=trainer.state.global_step)
+    return metrics
+
+
+def build_trainer(args: Arguments) -> PsalmTrainer:
+    """Model, data and trainer of a run; nothing has been trained yet. Seeds whatever draws numbers."""
+    set_seed(args.training.seed)
+    model_args = vars(args.model)
+    model, tokenizer = build_model(
+        args.model.model_name_or_path, args.model.vision_tower, args.model.swin_type, **config_overrides(model_args)
+    )
+    set_trainable(
+        model,
+        **{
+            name: model_args[name]
+            for name in ("train_backbone", "freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter")
+        },
+    )
+    settings = resolved_settings(args)
+    settings |= {
+        name: getattr(model.config, name) for name, value in config_overrides(settings).items() if value is None
+    }
+    settings["image_size"] = settings["image_size"] or model.config.image_size
+
+    prompts = PromptBuilder(tokenizer)
+    datasets = {split: load_split(settings, split) for split in SPLITS}
+    examples = PanopticExamples(datasets["train"], prompts, settings["image_size"])
+    schedule = training_schedule(args, examples)
+    args.training.max_steps = schedule.total_steps
+    return PsalmTrainer(
+        model,
+        args.training,
+        schedule=schedule,
+        evaluation=PanopticEvaluation(datasets["val"], prompts, settings["image_size"]),
+        collator=Collator(tokenizer.pad_token_id),
+        tokenizer=tokenizer,
+        settings=settings,
+    )
+
+
+def load_split(settings: Mapping[str, Any], split: Split) -> PanopticDataset:
+    """The data of a split that settings name."""
+    return PanopticDataset(
+        resolve_root(settings["panoptic_json_path"]), split, settings["image_folder"], settings["skip_bad_images"]
+    )
+
+
+def training_schedule(args: Arguments, examples: PanopticExamples) -> TrainingSchedule:
+    """The samples of all steps: ``max_steps`` of them, or ``num_train_epochs`` passes over the data."""
+    training = args.training
+    step_samples = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    steps = training.max_steps
+    if steps < 1:
+        steps = max(int(-(-training.num_train_epochs * len(examples) // step_samples)), 1)
+    return TrainingSchedule({args.data.seg_task: examples}, training.seed, steps, step_samples)
+
+
+def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
+    """Trains, evaluates the last step if that has not been done, saves the final model."""
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    step, metrics = trainer.last_evaluation
+    if step != trainer.state.global_step:
+        metrics = trainer.evaluate()
+    if save:
+        trainer.save_model(str(Path(trainer.args.output_dir) / FINAL_MODEL))
+    return metrics
+
+
+def record_start(records: RunRecords, trainer: PsalmTrainer, resume_from_checkpoint: str | None) -> None:
+    """What was asked, what it is made of, and that it begins."""
+    records.settings(trainer.settings)
+    records.tags(run_tags(trainer.settings, trainer.model, trainer.args.world_size))
+    config = records.folder / ARTIFACTS / "config.yaml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True))
+    records.artifact(config)
+    if resume_from_checkpoint is None:
+        records.event("started")
+    else:
+        records.event("resumed", step=checkpoint_step(resume_from_checkpoint))
+
+
+def checkpoint_step(checkpoint: str | Path) -> int:
+    """The global step at which a checkpoint was saved.
+
+    Raises:
+        ValueError: the folder is no checkpoint of a run.
+    """
+    path = Path(checkpoint) / TRAINER_STATE_NAME
+    if not path.is_file():
+        raise ValueError(f"resume_from_checkpoint must be a checkpoint's folder, but {path} is missing")
+    return int(json.loads(path.read_text())["global_step"])
+
+
+def main() -> None:
+    """The command line; a wrong setting ends with one line on stderr and exit code 2."""
+    quiet_libraries()
+    try:
+        args = parse_command_line(sys.argv[1:])
+        check_inputs(resolved_settings(args))
+    except SettingError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    metrics = train(args, resume_from_checkpoint=args.training.resume_from_checkpoint)
+    if args.training.process_index == 0:
+        sys.stdout.write(" ".join(f"{name}={value:.2f}" for name, value in metrics.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
