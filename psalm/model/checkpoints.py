@@ -88,8 +88,8 @@ def build_model(
     """
     llm_folder = resolve_language_model(model_name_or_path)
     tower_folder = resolve_vision_tower(vision_tower, swin_type)
+    text_config = _read_language_config(llm_folder)
     tokenizer = load_tokenizer(llm_folder)
-    text_config = _read_json(llm_folder / CONFIG_FILE)
     text_config["vocab_size"] = max(text_config["vocab_size"], len(tokenizer))
     given = {name: value for name, value in overrides.items() if value is not None}
     config = PsalmConfig(**{**read_tower_config(tower_folder, swin_type), **given, "text_config": text_config})
@@ -108,7 +108,7 @@ def load_model(folder: str | Path) -> tuple[PsalmForSegmentation, PreTrainedToke
         ValueError: the folder holds no such model, or not all of its weights.
     """
     folder = Path(folder)
-    if _read_json(folder / CONFIG_FILE)["model_type"] != PsalmConfig.model_type:
+    if _read_json(folder / CONFIG_FILE).get("model_type") != PsalmConfig.model_type:
         raise ValueError(f"{folder / CONFIG_FILE} is not the configuration of a PSALM model")
     return PsalmForSegmentation.from_pretrained(folder, local_files_only=True), load_tokenizer(folder)
 
@@ -119,11 +119,15 @@ def llm_hidden_size(model_name_or_path: str) -> int:
     Raises:
         ValueError: there is no such file, or it does not say.
     """
-    path = resolve_language_model(model_name_or_path) / CONFIG_FILE
-    config = _read_json(path)
-    if not isinstance(config.get("hidden_size"), int):
-        raise ValueError(f"{path} has no hidden_size: it is not the configuration of a language model")
-    return int(config["hidden_size"])
+    return int(_read_language_config(resolve_language_model(model_name_or_path))["hidden_size"])
+
+
+def _read_language_config(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / CONFIG_FILE)
+    for name in ("model_type", "hidden_size", "vocab_size"):
+        if name not in config:
+            raise ValueError(f"{folder / CONFIG_FILE} has no {name}: it is not the configuration of a language model")
+    return config
 
 
 def resolve_language_model(model_name_or_path: str) -> Path:

@@ -105,3 +105,6 @@ class PsalmConfig(PreTrainedConfig):
                 f"projector_outdim must be the LLM's hidden size {self.text_config.hidden_size}, "
                 f"but got {self.projector_outdim}"
             )
+
+
+AutoConfig.register(PsalmConfig.model_type, PsalmConfig)

@@ -41,13 +41,17 @@ def plan(
         length: T, at least the longest sequence; None reads it from the tensors, which costs a GPU one sync.
 
     Raises:
-        RuntimeError: a prompt's sentinels are not as many as what is to be inserted (on a GPU a device-side assert).
+        RuntimeError: a prompt's sentinels are others, or not as many, as what is to be inserted (on a GPU the assertion
+            fails on the device).
     """
     found = {sentinel: (input_ids == sentinel) & attention_mask for sentinel in inserted}
     rank = {s: (found[s].cumsum(1) - 1).clamp(0, mask.shape[1] - 1) for s, mask in inserted.items()}
     width = (attention_mask & (input_ids >= 0)).long()
+    known = sum(found.values(), start=torch.zeros_like(attention_mask))
+    _require((known == (attention_mask & (input_ids < 0))).all(), "a prompt has a sentinel that nothing is put at")
     for sentinel, mask in inserted.items():
-        _require_as_many(sentinel, found[sentinel], mask)
+        equal = (found[sentinel].sum(1) == mask.any(-1).sum(1)).all()
+        _require(equal, f"a prompt needs one {_NAMES[sentinel]} for each of what is put there, but the numbers differ")
         width = torch.where(found[sentinel], mask.sum(-1).gather(1, rank[sentinel]), width)
     ends = width.cumsum(1)
     starts = ends - width
@@ -63,10 +67,9 @@ def plan(
     return Layout(T, ends[:, -1], text, positions)
 
 
-def _require_as_many(sentinel: int, found: Tensor, mask: Tensor) -> None:
-    equal = (found.sum(1) == mask.any(-1).sum(1)).all()
-    name = _NAMES[sentinel]
-    torch._assert_async(equal, f"a prompt needs one {name} for each of what is put there, but the numbers differ")
+def _require(condition: Tensor, message: str) -> None:
+    """Raises unless the bool scalar holds; on a GPU later, without waiting for it."""
+    torch._assert_async(condition, message)
 
 
 def splice(layout: Layout, text: Tensor, inserted: Mapping[int, Tensor]) -> Tensor:

@@ -68,7 +68,7 @@ class PsalmForSegmentation(PreTrainedModel):
         self.model.vision_tower = SwinVisionTower(config.vision_config)
         self.model.vision_tower.freeze()
         self.model.mm_projector = build_projector(
-            "swin_conv", feature_channels=channels, llm_dim=width, planes=config.mm_conv_planes
+            "swin_conv", input_dim=channels[-1], out_dim=width, planes=config.mm_conv_planes
         )
         _keep_initial_weights(self.model.mm_projector)
         if config.mm_projector_type == "deformable":
