@@ -37,38 +37,38 @@ def class_color(index: int) -> tuple[int, int, int]:
 def draw_predictions(images: Sequence[ScoredImage], classes: Sequence[ClassInfo], path: str | Path) -> None:
     """Rows of image | truth | prediction with a legend of the classes that occur, written as PNG.
 
-    Segments are tinted by class and outlined in white; void is dark.
+    Segments have their class's hue and a white outline; void is dark.
     """
-    rows = [
-        (
-            image.record.image,
-            {segment.id: segment.category for segment in image.record.segments},
-            {segment.id: segment.category for segment in image.pred_segments},
-            image,
-        )
-        for image in images
-    ]
-    shown = sorted({category for _, truth, pred, _ in rows for category in (*truth.values(), *pred.values())})
+    shown: set[int] = set()
+    rows = []
+    for image in images:
+        truth = {segment.id: segment.category for segment in image.record.segments}
+        pred = {segment.id: segment.category for segment in image.pred_segments}
+        shown |= {*truth.values(), *pred.values()}
+        pixels = image.record.image
+        pictures = (pixels, _tinted(pixels, image.record.segment_map, truth), _tinted(pixels, image.pred_map, pred))
+        rows.append([_fitted(picture) for picture in pictures])
+    legend = [(classes[category].name, class_color(category)) for category in sorted(shown)] + [("void", VOID_COLOR)]
+
     width = 3 * SIDE + 4 * GAP
-    columns = max(width // LEGEND_COLUMN, 1)
-    legend_height = -(-(len(shown) + 1) // columns) * LEGEND_ROW + GAP
-    canvas = Image.new("RGB", (width, TITLE_HEIGHT + len(rows) * (SIDE + GAP) + legend_height), "white")
+    columns = width // LEGEND_COLUMN
+    height = sum(row[0].height + GAP for row in rows) + -(-len(legend) // columns) * LEGEND_ROW
+    canvas = Image.new("RGB", (width, TITLE_HEIGHT + height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
     for column, title in enumerate(("image", "truth", "prediction")):
         draw.text((GAP + column * (SIDE + GAP), 4), title, fill="black", font=font)
-    for row, (pixels, truth, pred, image) in enumerate(rows):
-        pictures = (pixels, _tinted(pixels, image.record.segment_map, truth), _tinted(pixels, image.pred_map, pred))
-        for column, picture in enumerate(pictures):
-            place = (GAP + column * (SIDE + GAP), TITLE_HEIGHT + row * (SIDE + GAP))
-            canvas.paste(_fitted(picture), place)
-    top = TITLE_HEIGHT + len(rows) * (SIDE + GAP) + GAP // 2
-    entries = [(classes[category].name, class_color(category)) for category in shown] + [("void", VOID_COLOR)]
-    for number, (name, color) in enumerate(entries):
+    top = TITLE_HEIGHT
+    for row in rows:
+        for column, picture in enumerate(row):
+            canvas.paste(picture, (GAP + column * (SIDE + GAP), top))
+        top += row[0].height + GAP
+    for number, (name, color) in enumerate(legend):
         x, y = GAP + number % columns * LEGEND_COLUMN, top + number // columns * LEGEND_ROW
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=color)
         draw.text((x + 18, y + 1), name, fill="black", font=font)
-    _write(canvas, Path(path))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
 
 
 def draw_curves(history: Mapping[str, Mapping[int, float]], path: str | Path) -> None:
@@ -76,9 +76,9 @@ def draw_curves(history: Mapping[str, Mapping[int, float]], path: str | Path) ->
 
     ``history`` is {name: {step: value}} as in ``records.metric_history``.
     """
-    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=100)
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "top": 0.91, "bottom": 0.13})
     for name, steps in history.items():
         if name == "loss" or name.startswith("loss_"):
             left.plot([*steps], [*steps.values()], label=name, linewidth=2.2 if name == "loss" else 1.2)
@@ -103,11 +103,12 @@ def draw_curves(history: Mapping[str, Mapping[int, float]], path: str | Path) ->
 
 
 def _tinted(pixels: np.ndarray, segment_map: np.ndarray, category_of: Mapping[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: pixels tinted by the class of their segment, segments' borders white."""
+    """uint8 [H, W, 3]: grey pixels in the hue of their segment's class, borders of segments white."""
     ids, place = np.unique(segment_map, return_inverse=True)
     table = np.array([class_color(category_of[i]) if i in category_of else VOID_COLOR for i in ids.tolist()])
     color = table[place.reshape(segment_map.shape)]
-    mixed = pixels * (1 - TINT) + color * TINT
+    grey = pixels.mean(-1, keepdims=True)
+    mixed = grey * (1 - TINT) + color * TINT
     border = np.zeros(segment_map.shape, dtype=bool)
     border[:, 1:] |= segment_map[:, 1:] != segment_map[:, :-1]
     border[1:] |= segment_map[1:] != segment_map[:-1]
@@ -119,8 +120,3 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
     height, width = pixels.shape[:2]
     scale = SIDE / max(height, width)
     return Image.fromarray(pixels).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
