@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from psalm.constants import CLS_TOKEN_INDEX, IMAGE_TOKEN_INDEX, SEG_TOKEN_INDEX
 from psalm.model.configuration import PsalmConfig
@@ -112,6 +113,31 @@ def test_a_longer_padding_changes_nothing() -> None:
         assert torch.equal(model(**batch, prompt_length=longest).predictions.masks, exact)
         roomy = model(**batch, prompt_length=longest + 9).predictions.masks
     torch.testing.assert_close(roomy, exact, atol=1e-4, rtol=1e-4)
+
+
+class Syncs(TorchDispatchMode):
+    """Records operators whose result a GPU would have to be waited for."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.NAMES:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_prediction_waits_for_no_device() -> None:
+    model, batch = make_model().eval(), without_labels(make_batch())
+    with torch.no_grad(), Syncs() as syncs:
+        model(**batch, prompt_length=24)
+    assert syncs.seen == []
+    with torch.no_grad(), Syncs() as syncs:
+        model(**batch)
+    assert syncs.seen == ["_local_scalar_dense"]  # the length of the longest sequence
 
 
 def sequence_length(model: PsalmForSegmentation, batch: dict[str, Any]) -> int:
