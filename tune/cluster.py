@@ -1,0 +1,151 @@
+"""Ray for the time of one search: its own on this machine, or an existing cluster's."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import ray
+
+from tune.errors import SearchError
+from tune.options import LOCAL
+from tune.resources import Node, TrialResources
+
+SOCKET_ROOM = 40
+"""Longest temporary folder below which Ray's sockets still fit into the 107 bytes of a Unix socket's path."""
+
+ENVIRONMENT = {
+    # A trial's report waits for Train's next look at its workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Paths in settings are absolute, and nothing is to be written beside Ray's own files.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A search is rebuilt from its runs' records; Ray's snapshots of it are never read.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Interrupts are handled here.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A failed trial's reason is shown in one line; all of it is in error.txt in its folder.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM: the search ends in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def ray_session(address: str, resources: TrialResources, machine: Node) -> Iterator[list[Node]]:
+    """Connect to ``address`` or, for ``local``, start Ray here; yields the nodes there are.
+
+    At the end the connection is closed; a Ray that was started here is gone with all its processes and files.
+
+    Raises:
+        SearchError: there is no cluster at the address.
+        Interrupted: inside the block, on SIGINT or SIGTERM; a second one ends the process at once.
+    """
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, int(resources.cpus_per_worker)))}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    folder = None
+    # Inherited by everything that Ray starts here; a runtime_env of the job would cost seconds in every trial.
+    os.environ.update(environment)
+    _silence_libraries()
+    interrupts = _Interrupts()
+    interrupts.catch()
+    try:
+        if address == LOCAL:
+            folder = Path(tempfile.mkdtemp(prefix="psalm-", dir=_short_temporary_folder()))
+            with _children_ignore_sigterm():
+                ray.init(LOCAL, num_cpus=int(machine.cpus), num_gpus=int(machine.gpus), _temp_dir=str(folder), **quiet)
+        else:
+            _connect(address, environment, quiet)
+        interrupts.catch()  # ray.init has its own handler for SIGTERM
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield [Node(resources.get("CPU", 0), resources.get("GPU", 0)) for resources in alive]
+    finally:
+        children = psutil.Process().children(recursive=True) if folder else []
+        ray.shutdown()
+        for process in psutil.wait_procs(children, timeout=10)[1]:
+            process.kill()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        interrupts.restore()
+
+
+def _connect(address: str, environment: Mapping[str, str], quiet: Mapping[str, Any]) -> None:
+    try:
+        ray.init(address, runtime_env={"env_vars": dict(environment)}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise SearchError(
+            f"--address {address}: no Ray cluster answers there ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _short_temporary_folder() -> str:
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= SOCKET_ROOM else "/tmp"
+
+
+def _silence_libraries() -> None:
+    """What libraries say while a search runs goes to Ray's log files, or nowhere; errors still show."""
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # repeats which trials failed
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+@contextmanager
+def _children_ignore_sigterm() -> Iterator[None]:
+    """A scheduler or shell sends SIGTERM to the whole group; Ray must survive it to be shut down in order.
+
+    Processes inherit the blocked signal. Ray blocks SIGINT for its own in the same way.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+class _Interrupts:
+    """Turns the first SIGINT or SIGTERM into ``Interrupted``; the second then has its default effect."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._previous = {each: signal.getsignal(each) for each in self.SIGNALS}
+        self._came = False
+
+    def catch(self) -> None:
+        """From now on, also where a library has put its own handler in between."""
+        for each in self.SIGNALS:
+            signal.signal(each, self._raise)
+
+    def restore(self) -> None:
+        """As it was before, unless an interrupt is on its way out of the process."""
+        if not self._came:
+            for each, handler in self._previous.items():
+                signal.signal(each, handler)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(number)

@@ -1,0 +1,143 @@
+"""A search as it runs: a live table on a terminal, a line per event anywhere else."""
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tune.board import Board, Status, TrialRow
+
+STYLES = {
+    Status.RUNNING: "cyan",
+    Status.COMPLETED: "green",
+    Status.PRUNED: "yellow",
+    Status.FAILED: "bold red",
+    Status.KILLED: "magenta",
+}
+
+
+WIDE = 120
+"""Columns from which a table's headings stand on one line; also the width where there is no terminal."""
+
+
+def create_console() -> Console:
+    """Standard output; wide enough for tables where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes, e.g. ``3:07``, or hours, e.g. ``1:03:07``."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def number(value: object) -> str:
+    """A value as a person reads it: floats with four digits, the rest as it is."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def settings(row: TrialRow) -> str:
+    """A trial's values of the searched arguments."""
+    return " ".join(f"{name}={number(value)}" for name, value in row.params.items())
+
+
+def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Table:
+    """Trials with status, hyperparameters, step and metric."""
+    rows = list(rows)
+    table = Table(box=SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), show_edge=False)
+    names = list(rows[0].params) if rows else []
+    for heading in ("trial", "status", *names, "step", board.metric, "best", "time"):
+        shown = heading if width >= WIDE else heading.replace("_", "_\n")
+        table.add_column(shown, justify="left" if heading == "status" else "right", vertical="bottom", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row.number),
+            Text(str(row.status), STYLES[row.status]),
+            *(number(row.params[name]) for name in names),
+            f"{row.step}/{board.full_length}",
+            _metric(row.last),
+            _metric(row.best),
+            clock(row.seconds),
+        )
+    return table
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"
+
+
+class Progress:
+    """Shows a board while the search runs: ``with Progress(board, console) as progress: ...``."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        self.board = board
+        self.console = console
+        self._stage = "starting"
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def stage(self, text: str) -> None:
+        """What the search as a whole does now."""
+        self._stage = text
+        if not self.console.is_terminal:
+            self._line(text)
+
+    def started(self, row: TrialRow) -> None:
+        """A trial begins."""
+        self._event(row, f"starts: {settings(row)}")
+
+    def evaluated(self, row: TrialRow) -> None:
+        """A trial has a new value."""
+        if not self.console.is_terminal:
+            self._event(row, f"step {row.step}/{self.board.full_length}, {self.board.metric} {_metric(row.last)}")
+
+    def ended(self, row: TrialRow) -> None:
+        """A trial has ended."""
+        outcome = {
+            Status.COMPLETED: f"completed, {self.board.metric} {_metric(row.last)}",
+            Status.PRUNED: f"stopped early at step {row.step}, {self.board.metric} {_metric(row.last)}",
+            Status.FAILED: f"failed: {row.reason}",
+            Status.KILLED: f"killed: {row.reason}",
+        }[row.status]
+        self._event(row, f"{outcome} ({clock(row.seconds)})", STYLES[row.status])
+        ended = len(self.board.trials) - len(self.board.of(Status.RUNNING))
+        if not self.console.is_terminal and ended % 4 == 0 and ended < self.board.num_samples:
+            self.console.print(trial_table(self.board, self.board.trials.values()))
+
+    def _event(self, row: TrialRow, text: str, style: str = "") -> None:
+        self._line(f"trial {row.number} {text}", style)
+
+    def _line(self, text: str, style: str = "") -> None:
+        stamp = f"[{clock(self.board.elapsed):>5} {self.board.fraction:4.0%}]"
+        self.console.print(Text(f"{stamp} {text}", style), soft_wrap=True)
+
+    def _render(self) -> Group:
+        board = self.board
+        best = board.best
+        head = Text.assemble(
+            (f"{board.name}  ", "bold"),
+            f"{board.fraction:.0%} of {board.num_samples} trials  {clock(board.elapsed)}  ",
+            f"best {board.metric} {_metric(best.last)} (trial {best.number})" if best else self._stage,
+        )
+        bar = ProgressBar(total=1.0, completed=board.fraction, width=60)
+        return Group(trial_table(board, board.trials.values(), self.console.width), head, bar)

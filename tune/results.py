@@ -1,0 +1,78 @@
+"""A search's answer: the ranking, the best setting, ``search.json``, and what to do next."""
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tune.board import Board, Status, TrialRow
+from tune.progress import number, trial_table
+
+SUMMARY_FILE = "search.json"
+
+
+def summary(board: Board, search_run_id: str | None, run_id: Callable[[int], str | None]) -> dict[str, Any]:
+    """The content of ``search.json``; ``best`` is None if no trial completed."""
+    best = board.best
+    return {
+        "search_run_id": search_run_id,
+        "trials": [_trial(row, run_id(row.number)) for _, row in sorted(board.trials.items())],
+        "best": best and {"run_id": run_id(best.number), "params": dict(best.params), "value": best.last},
+    }
+
+
+def _trial(row: TrialRow, run_id: str | None) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "number": row.number,
+        "status": str(row.status),
+        "params": dict(row.params),
+        "last": row.last,
+        "best": row.best,
+        "steps": row.step,
+        "seconds": round(row.seconds, 2),
+        "reason": row.reason,
+    }
+
+
+def write_summary(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write ``search.json``, whole or not at all."""
+    draft = folder / f".{SUMMARY_FILE}"
+    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, folder / SUMMARY_FILE)
+
+
+def print_results(board: Board, folder: Path, tracking_uri: str, console: Console) -> None:
+    """The ranking, the best setting and the next commands; or why there is none."""
+    content = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    if board.trials:
+        console.print(f"\nTrials of {board.name}, best first", style="bold", markup=False)
+        console.print(trial_table(board, board.ranking(), console.width))
+    for row in (*board.of(Status.FAILED), *board.of(Status.KILLED)):
+        console.print(f"trial {row.number} {row.status}: {row.reason}", style="red", markup=False, soft_wrap=True)
+    best = content["best"]
+    if best is None:
+        console.print(f"No trial completed; results are in {folder}", style="red", markup=False, soft_wrap=True)
+        return
+    console.print(f"Best {board.metric} {number(best['value'])} with", style="bold", markup=False)
+    for name, value in best["params"].items():
+        console.print(f"  {name}: {number(value)}", markup=False)
+    console.print(f"Results are in {folder}\nNext:", markup=False, soft_wrap=True)
+    for command in next_commands(best["run_id"], tracking_uri, folder):
+        console.print(f"  {command}", markup=False, soft_wrap=True, highlight=False)
+
+
+def next_commands(run_id: str | None, tracking_uri: str, folder: Path) -> list[str]:
+    """How to compare the trials in MLflow, and how to reproduce the best run."""
+    if tracking_uri.startswith(("http://", "https://")):
+        look = f"open {tracking_uri}"
+    else:
+        look = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    if run_id is None:
+        return [look, f"python -m tune.tracking sync {shlex.quote(str(folder))}"]
+    script = os.path.relpath(Path(__file__).with_name("reproduce.py"))
+    return [look, f"python {shlex.quote(script)} {run_id} --tracking-uri {shlex.quote(tracking_uri)}"]

@@ -1,0 +1,341 @@
+"""A search space: which training arguments vary, and over what.
+
+Every value is a training argument's value, checked before anything runs. Combinations that the model refuses are never
+proposed, by construction: where one searched value restricts another, the second is drawn from the list that is valid
+for the first. The sampler sees one parameter per such list, because a study keeps one list of choices per name.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+from psalm.train.fields import nearest
+from tune.errors import SearchError
+
+Value = bool | int | float | str
+CheckValue = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values of some arguments must satisfy together; those that restrict the others come first."""
+
+    names: tuple[str, ...]
+    holds: Callable[..., bool]
+    text: str
+
+
+RULES = (
+    Rule(
+        ("mm_hidden_dim", "mm_n_heads"),
+        lambda width, heads: width % heads == 0,
+        "mm_hidden_dim must be divisible by mm_n_heads",
+    ),
+    Rule(
+        ("conv_dim", "hidden_dim", "num_heads"),
+        lambda conv, hidden, heads: conv % heads == 0 and hidden % heads == 0,
+        "conv_dim and hidden_dim must be divisible by num_heads",
+    ),
+)
+"""The model's rules; an argument occurs in one rule at most."""
+
+PROBE = 0.318
+"""Where inside a range, as a fraction, a value is checked besides the ends: no whole number where fractions exist."""
+
+
+class Suggester(Protocol):
+    """The part of ``optuna.Trial`` that a space needs."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...  # noqa: D102
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a list of values."""
+
+    values: tuple[Value, ...]
+
+    def suggest(self, trial: Suggester, name: str) -> Value:
+        """The trial's value."""
+        return trial.suggest_categorical(name, self.values)
+
+    def __contains__(self, value: Value) -> bool:
+        return any(value == known and type(value) is type(known) for known in self.values)
+
+    def examples(self) -> tuple[Value, ...]:
+        """Values whose validity stands for that of all."""
+        return self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from ``low`` to ``high``, both included, in steps."""
+
+    low: int
+    high: int
+    step: int = 1
+
+    def suggest(self, trial: Suggester, name: str) -> int:
+        """The trial's value."""
+        return trial.suggest_int(name, self.low, self.high, step=self.step)
+
+    def __contains__(self, value: Value) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value in self.values
+
+    @property
+    def values(self) -> range:
+        """All values."""
+        return range(self.low, self.high + 1, self.step)
+
+    def examples(self) -> tuple[Value, ...]:
+        """Values whose validity stands for that of all."""
+        return (self.values[0], self.values[-1])
+
+    def __str__(self) -> str:
+        return f"whole numbers from {self.low} to {self.high}" + (f" by {self.step}" if self.step > 1 else "")
+
+
+@dataclass(frozen=True)
+class Real:
+    """A number from ``low`` to ``high``, uniform or uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: Suggester, name: str) -> float:
+        """The trial's value."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def __contains__(self, value: Value) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def examples(self) -> tuple[Value, ...]:
+        """Values whose validity stands for that of all."""
+        return (self.low, self.high, self.low + PROBE * (self.high - self.low))
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}" + (" on a log scale" if self.log else "")
+
+
+Parameter = Choice | Whole | Real
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Searched arguments that restrict each other: all valid combinations of values, in the order of ``names``."""
+
+    names: tuple[str, ...]
+    valid: tuple[tuple[Value, ...], ...]
+
+    def values(self, chosen: Mapping[str, Value]) -> tuple[Value, ...]:
+        """What the next argument may be, given those chosen before it."""
+        before = tuple(chosen[name] for name in self.names if name in chosen)
+        return tuple(dict.fromkeys(row[len(before)] for row in self.valid if row[: len(before)] == before))
+
+    def lists(self, name: str) -> dict[tuple[Value, ...], list[tuple[Value, ...]]]:
+        """The lists from which an argument is drawn, each with the values before it that lead there."""
+        place = self.names.index(name)
+        found: dict[tuple[Value, ...], list[tuple[Value, ...]]] = {}
+        for before in dict.fromkeys(row[:place] for row in self.valid):
+            values = self.values(dict(zip(self.names, before, strict=False)))
+            found.setdefault(values, []).append(before)
+        return found
+
+    def study_name(self, name: str, values: tuple[Value, ...]) -> str:
+        """What the study calls an argument drawn from a list: one name per list."""
+        return name if len(self.lists(name)) == 1 else f"{name}[{','.join(map(str, values))}]"
+
+
+class SearchSpace:
+    """The searched arguments: free ones, and groups of linked ones.
+
+    Use ``build``, which finds the groups.
+    """
+
+    def __init__(self, free: Mapping[str, Parameter], linked: Iterable[Linked]) -> None:
+        self.free = dict(free)
+        self.linked = tuple(linked)
+
+    @classmethod
+    def build(cls, parameters: Mapping[str, Parameter], fixed: Mapping[str, Any]) -> "SearchSpace":
+        """Apply the rules between arguments; ``fixed`` holds the values of those that are not searched.
+
+        Raises:
+            SearchError: no valid combination is left.
+        """
+        free, linked = dict(parameters), []
+        for rule in RULES:
+            searched = [name for name in rule.names if name in parameters]
+            if not searched:
+                continue
+            values = {
+                name: _whole_values(name, free[name]) if name in searched else [fixed[name]] for name in rule.names
+            }
+            rows = [row for row in product(*values.values()) if rule.holds(*row)]
+            if not rows:
+                given = "; ".join(f"{name}: {', '.join(map(str, listed))}" for name, listed in values.items())
+                raise SearchError(f"no combination is valid of {given}; {rule.text}")
+            if len(rows) == len(list(product(*values.values()))):
+                continue
+            valid = tuple(
+                dict.fromkeys(tuple(v for n, v in zip(rule.names, row, strict=True) if n in searched) for row in rows)
+            )
+            if len(searched) == 1:
+                free[searched[0]] = Choice(tuple(value for (value,) in valid))
+            else:
+                linked.append(Linked(tuple(searched), valid))
+                for name in searched:
+                    del free[name]
+        return cls(free, linked)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The searched arguments."""
+        return (*(name for group in self.linked for name in group.names), *self.free)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the set of the study's parameters differs between trials."""
+        return any(len(group.lists(name)) > 1 for group in self.linked for name in group.names)
+
+    def suggest(self, trial: Suggester) -> dict[str, Value]:
+        """A valid setting of the searched arguments, drawn from the trial."""
+        setting: dict[str, Value] = {}
+        for group in self.linked:
+            chosen: dict[str, Value] = {}
+            for name in group.names:
+                values = group.values(chosen)
+                chosen[name] = trial.suggest_categorical(group.study_name(name, values), values)
+            setting |= chosen
+        return setting | {name: parameter.suggest(trial, name) for name, parameter in self.free.items()}
+
+    def study_params(self, setting: Mapping[str, Value]) -> dict[str, Value]:
+        """A setting under the names by which the study knows its parameters."""
+        params = {name: setting[name] for name in self.free}
+        for group in self.linked:
+            chosen: dict[str, Value] = {}
+            for name in group.names:
+                params[group.study_name(name, group.values(chosen))] = chosen[name] = setting[name]
+        return params
+
+    def refusal(self, setting: Mapping[str, Value]) -> str | None:
+        """Why a setting (of all searched arguments) is outside the space; None if it is inside."""
+        for name, parameter in self.free.items():
+            if setting[name] not in parameter:
+                return f"{name} = {setting[name]} is not in the space ({parameter})"
+        for group in self.linked:
+            if tuple(setting[name] for name in group.names) not in group.valid:
+                given = " with ".join(f"{name} = {setting[name]}" for name in group.names)
+                return f"{given} is not in the space"
+        return None
+
+    def examples(self) -> Iterable[dict[str, Value]]:
+        """Settings in which every listed value, and both ends of every range, occur at least once."""
+        first: dict[str, Value] = {name: parameter.examples()[0] for name, parameter in self.free.items()}
+        for group in self.linked:
+            first |= dict(zip(group.names, group.valid[0], strict=True))
+        yield first
+        for name, parameter in self.free.items():
+            yield from (first | {name: value} for value in parameter.examples() if value != first[name])
+        for group in self.linked:
+            yield from (first | dict(zip(group.names, row, strict=True)) for row in group.valid[1:])
+
+    def describe(self) -> dict[str, str]:
+        """Every searched argument with its values, in words."""
+        described = {name: str(parameter) for name, parameter in self.free.items()}
+        for group in self.linked:
+            for name in group.names:
+                lists = group.lists(name)
+                before = ", ".join(group.names[: group.names.index(name)])
+                described[name] = "; ".join(
+                    str(Choice(values)) + (f" for {before} = {_shown(leading)}" if len(lists) > 1 else "")
+                    for values, leading in lists.items()
+                )
+        return {name: described[name] for name in self.names}
+
+
+def _shown(rows: Iterable[tuple[Value, ...]]) -> str:
+    return ", ".join("/".join(map(str, row)) for row in rows)
+
+
+def _whole_values(name: str, parameter: Parameter) -> list[int]:
+    if isinstance(parameter, Real):
+        raise SearchError(f"space: {name} takes whole numbers; use int or choice")
+    return [int(value) for value in parameter.values]
+
+
+def parse_parameter(name: str, spec: Any, check_value: CheckValue) -> Parameter:
+    """One entry of ``space:``, e.g. ``{choice: [2, 4]}``, ``{int: [1, 9]}``, ``{loguniform: [1.0e-4, 1.0e-2]}``.
+
+    Raises:
+        SearchError: the entry is not of this form.
+        psalm.train.arguments.SettingError: the name is no training argument, or a value is not allowed for it.
+    """
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise SearchError(
+            f"space: {name} = {spec!r} must be one of {', '.join(_KINDS)} with its values, e.g. int: [1, 9]"
+        )
+    kind, values = next(iter(spec.items()))
+    if kind not in _KINDS:
+        raise SearchError(
+            f"space: {name} has the unknown kind {kind!r}; known are {', '.join(_KINDS)}{nearest(str(kind), _KINDS)}"
+        )
+    if not isinstance(values, list) or not values:
+        raise SearchError(f"space: {name}: {kind} needs a list of values, but got {values!r}")
+    return _KINDS[kind](name, values, check_value)
+
+
+def _choice(name: str, values: list[Any], check_value: CheckValue) -> Choice:
+    for value in values:
+        if not isinstance(value, (bool, int, float, str)):
+            raise SearchError(f"space: {name}: {value!r} cannot be a choice; use numbers, words, true or false")
+    checked = [check_value(name, value) for value in values]
+    if len({(type(value), value) for value in checked}) < len(checked):
+        raise SearchError(f"space: {name}: a value occurs twice in {values}")
+    return Choice(tuple(checked))
+
+
+def _whole(name: str, values: list[Any], check_value: CheckValue) -> Whole:
+    if len(values) not in (2, 3) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise SearchError(f"space: {name}: int needs [lowest, highest] or [lowest, highest, step], but got {values}")
+    low, high, step = values if len(values) == 3 else (*values, 1)
+    if low >= high or step < 1:
+        raise SearchError(f"space: {name}: int needs lowest < highest and a step of at least 1, but got {values}")
+    parameter = Whole(low, range(low, high + 1, step)[-1], step)
+    for value in parameter.examples():
+        check_value(name, value)
+    return parameter
+
+
+def _real(name: str, values: list[Any], check_value: CheckValue, log: bool = False) -> Real:
+    kind = "loguniform" if log else "uniform"
+    if len(values) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise SearchError(f"space: {name}: {kind} needs two numbers [lowest, highest], but got {values}")
+    low, high = map(float, values)
+    if not low < high:
+        raise SearchError(f"space: {name}: {kind} needs lowest < highest, but got {values}")
+    if log and low <= 0:
+        raise SearchError(f"space: {name}: loguniform needs numbers above 0, but got {values}")
+    parameter = Real(low, high, log)
+    for value in parameter.examples():
+        check_value(name, value)
+    return parameter
+
+
+def _log_real(name: str, values: list[Any], check_value: CheckValue) -> Real:
+    return _real(name, values, check_value, log=True)
+
+
+_KINDS: dict[str, Callable[[str, list[Any], CheckValue], Parameter]] = {
+    "choice": _choice,
+    "int": _whole,
+    "uniform": _real,
+    "loguniform": _log_real,
+}
