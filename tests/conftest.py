@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of parallel tests only get in each other's way
+
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -23,8 +23,8 @@ class Collator:
     The batch holds: ``task`` str; ``pixel_values`` float32 [B, 3, S, S]; ``image_sizes`` and ``original_sizes``
     int64 [B, 2] as (height, width); ``sample_ids`` and ``random_keys`` int64 [B]; ``input_ids`` int64 [B, L] padded
     with ``pad_token_id``, ``attention_mask`` bool [B, L]; ``class_ids`` int64 [B, C, K] padded alike, ``class_mask``
-    bool [B, C, K]; ``class_order`` int64 [B, C-1]; ``mask_labels`` B tensors bool [N, S, S] and ``class_labels``
-    B tensors int64 [N].
+    bool [B, C, K]; ``prompt_length`` int, the longest prompt's text and class name tokens; ``class_order``
+    int64 [B, C-1]; ``mask_labels`` B tensors bool [N, S, S] and ``class_labels`` B tensors int64 [N].
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -46,6 +46,8 @@ class Collator:
         names = [name for example in examples for name in example.class_ids]
         class_ids, class_mask = self._pad(names) if names else (torch.zeros(0, 0).long(), torch.zeros(0, 0).bool())
         shape_BCK = (len(examples), classes.pop(), class_ids.shape[1])
+        class_mask = class_mask.reshape(shape_BCK)
+        text = (attention_mask & (input_ids >= 0)).sum(1)
         return {
             "task": tasks.pop(),
             "pixel_values": torch.stack([example.pixel_values for example in examples]),
@@ -55,7 +57,8 @@ class Collator:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "class_ids": class_ids.reshape(shape_BCK),
-            "class_mask": class_mask.reshape(shape_BCK),
+            "class_mask": class_mask,
+            "prompt_length": int((text + class_mask.sum((1, 2))).max()),
             "class_order": torch.stack([example.class_order for example in examples]),
             "mask_labels": [example.masks for example in examples],
             "class_labels": [example.labels for example in examples],
