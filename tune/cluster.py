@@ -6,8 +6,9 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,15 +51,31 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
+@dataclass(frozen=True)
+class Session:
+    """A running Ray: its nodes, and whether it is to end."""
+
+    nodes: list[Node]
+    check: Callable[[], None]
+    """Raises ``Interrupted`` if a signal has come."""
+
+
 @contextmanager
-def ray_session(address: str, resources: TrialResources, machine: Node) -> Iterator[list[Node]]:
-    """Connect to ``address`` or, for ``local``, start Ray here; yields the nodes there are.
+def ray_session(address: str, resources: TrialResources, machine: Node, polled: bool = False) -> Iterator[Session]:
+    """Connect to ``address`` or, for ``local``, start Ray here.
 
     At the end the connection is closed; a Ray that was started here is gone with all its processes and files.
 
+    Args:
+        address: of a cluster, or ``local``.
+        resources: of the trials that will run.
+        machine: what Ray may use of this one.
+        polled: a signal waits for the session's ``check``. Ray turns what is raised inside its calls into errors of
+            its own, which code that handles those would take for a failed call.
+
     Raises:
         SearchError: there is no cluster at the address.
-        Interrupted: inside the block, on SIGINT or SIGTERM; a second one ends the process at once.
+        Interrupted: on SIGINT or SIGTERM; a second one ends the process at once.
     """
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, int(resources.cpus_per_worker)))}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -76,9 +93,15 @@ def ray_session(address: str, resources: TrialResources, machine: Node) -> Itera
         else:
             _connect(address, environment, quiet)
         interrupts.catch()  # ray.init has its own handler for SIGTERM
+        interrupts.check()
+        interrupts.raise_at_once = not polled
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [Node(resources.get("CPU", 0), resources.get("GPU", 0)) for resources in alive]
+        yield Session([Node(each.get("CPU", 0), each.get("GPU", 0)) for each in alive], interrupts.check)
+    except Exception:
+        interrupts.check()
+        raise
     finally:
+        interrupts.raise_at_once = False
         children = psutil.Process().children(recursive=True) if folder else []
         ray.shutdown()
         for process in psutil.wait_procs(children, timeout=10)[1]:
@@ -125,27 +148,34 @@ def _children_ignore_sigterm() -> Iterator[None]:
 
 
 class _Interrupts:
-    """Turns the first SIGINT or SIGTERM into ``Interrupted``; the second then has its default effect."""
+    """Notes the first SIGINT or SIGTERM; the second then has its default effect."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
+        self.raise_at_once = False
+        self._came: int | None = None
         self._previous = {each: signal.getsignal(each) for each in self.SIGNALS}
-        self._came = False
 
     def catch(self) -> None:
         """From now on, also where a library has put its own handler in between."""
         for each in self.SIGNALS:
-            signal.signal(each, self._raise)
+            signal.signal(each, self._note)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if a signal has come."""
+        if self._came is not None:
+            raise Interrupted(self._came) from None
 
     def restore(self) -> None:
         """As it was before, unless an interrupt is on its way out of the process."""
-        if not self._came:
+        if self._came is None:
             for each, handler in self._previous.items():
                 signal.signal(each, handler)
 
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = number
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(number)
+        if self.raise_at_once:
+            self.check()

@@ -25,13 +25,21 @@ POLL_SECONDS = 2.0
 
 
 class Monitor(Callback):
-    """Tune's callback; ``trial_folder`` gives where a trial's records are."""
+    """Tune's callback; ``trial_folder`` gives where a trial's records are, ``check`` raises if the search is to end."""
 
-    def __init__(self, board: Board, progress: Progress, tracker: Tracker, trial_folder: Callable[[int], Path]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        progress: Progress,
+        tracker: Tracker,
+        trial_folder: Callable[[int], Path],
+        check: Callable[[], None],
+    ) -> None:
         self.board = board
         self.progress = progress
         self.tracker = tracker
         self.trial_folder = trial_folder
+        self.check = check
         self._seen: dict[int, int] = {}
         self._next_poll = 0.0
 
@@ -64,6 +72,7 @@ class Monitor(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Tune's loop goes round, several times a second."""
+        self.check()
         if time.monotonic() >= self._next_poll:
             for row in self.board.of(Status.RUNNING):
                 self._read_step(row.number)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with (
             concluded(board, tracker, folder, config.as_record()),
             Progress(board, console) as progress,
-            ray_session(options.address, config.resources, machine) as nodes,
+            ray_session(options.address, config.resources, machine, polled=True) as session,
         ):
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.own_resources),
@@ -64,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     num_samples=config.num_samples,
                     trial_dirname_creator=trial_name,
                     trial_name_creator=trial_name,
-                    max_concurrent_trials=config.resources.concurrency(nodes, config.max_concurrent),
+                    max_concurrent_trials=config.resources.concurrency(session.nodes, config.max_concurrent),
                 ),
                 run_config=tune.RunConfig(
                     name="ray",
                     storage_path=str(folder),
                     verbose=0,
-                    callbacks=[Monitor(board, progress, tracker, plan.trial_folder)],
+                    callbacks=[Monitor(board, progress, tracker, plan.trial_folder, session.check)],
                 ),
             ).fit()
     except SettingError as mistake:

@@ -1,0 +1,122 @@
+"""The board's arithmetic, and what a person sees of it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tune.board import Board, Status
+from tune.progress import Progress, clock, trial_table
+
+PARAMS = {"mm_hidden_dim": 64, "mm_n_heads": 8, "mm_n_points": 4, "learning_rate": 0.00123456, "swin_type": "large"}
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board("tiny", "eval_pq", "max", full_length=100, num_samples=4)
+
+
+def test_fraction_counts_steps_of_running_and_all_of_ended_trials(board: Board) -> None:
+    assert board.fraction == 0
+    board.start(0, PARAMS)
+    board.advance(0, 50)
+    assert board.fraction == 0.5 / 4
+    board.start(1, PARAMS)
+    board.report(1, 20, 3.0)
+    board.finish(1, Status.PRUNED, "stopped early at step 20")
+    assert board.fraction == 1.5 / 4
+    for number in (2, 3):
+        board.start(number, PARAMS)
+        board.finish(number, Status.FAILED, "no")
+    board.report(0, 100, 1.0)
+    board.finish(0, Status.COMPLETED)
+    assert board.fraction == 1
+
+
+def test_steps_never_go_back(board: Board) -> None:
+    board.start(0, PARAMS)
+    board.report(0, 60, 1.0)
+    board.advance(0, 50)
+    assert board.trials[0].step == 60
+
+
+@pytest.mark.parametrize(("mode", "best", "order"), [("max", 9.0, [2, 0, 3, 1, 4]), ("min", 2.0, [0, 2, 1, 3, 4])])
+def test_ranking_puts_full_length_first_then_by_last_value(mode: str, best: float, order: list[int]) -> None:
+    board = Board("s", "m", mode, 100, 5)
+    for number, values in enumerate([(2.0, 4.0), (7.0, 1.0), (9.0, 8.0), (50.0,), ()]):
+        board.start(number, PARAMS)
+        for step, value in enumerate(values, start=1):
+            board.report(number, step, value)
+    for number, status in enumerate((Status.COMPLETED, Status.PRUNED, Status.COMPLETED, Status.PRUNED, Status.FAILED)):
+        board.finish(number, status)
+    assert [row.number for row in board.ranking()] == order
+    assert board.best is not None
+    assert board.best.number == order[0]
+    assert board.trials[order[0]].best == best
+
+
+def test_without_a_completed_trial_there_is_no_best(board: Board) -> None:
+    assert board.best is None
+    board.start(0, PARAMS)
+    board.report(0, 10, 99.0)
+    board.finish(0, Status.PRUNED)
+    assert board.best is None
+
+
+def test_kill_running_leaves_the_ended_alone(board: Board) -> None:
+    board.start(0, PARAMS)
+    board.start(1, PARAMS)
+    board.finish(0, Status.FAILED, "broken")
+    assert [row.number for row in board.kill_running("the end")] == [1]
+    assert (board.trials[0].status, board.trials[0].reason) == (Status.FAILED, "broken")
+    assert (board.trials[1].status, board.trials[1].reason) == (Status.KILLED, "the end")
+
+
+def shown(board: Board, width: int, terminal: bool = False) -> tuple[io.StringIO, Console]:
+    file = io.StringIO()
+    return file, Console(file=file, width=width, force_terminal=terminal, color_system=None)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_and_nothing_is_cut_off(board: Board, width: int) -> None:
+    board.start(0, PARAMS)
+    board.report(0, 60, 48.123)
+    board.start(1, PARAMS)
+    board.finish(1, Status.COMPLETED)
+    file, console = shown(board, width)
+    console.print(trial_table(board, board.trials.values(), width))
+    text = file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for cell in ("running", "completed", "60/100", "48.12", "0.001235", "large"):
+        assert cell in text
+
+
+def test_away_from_a_terminal_every_event_is_one_plain_line(board: Board) -> None:
+    file, console = shown(board, 80)
+    with Progress(board, console) as progress:
+        progress.started(board.start(0, PARAMS))
+        progress.evaluated(board.report(0, 60, 48.123))
+        progress.ended(board.finish(0, Status.FAILED, "eval_pq is nan at step 90 [see error.txt]"))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "trial 0 starts: mm_hidden_dim=64 mm_n_heads=8" in lines[0]
+    assert "trial 0 step 60/100, eval_pq 48.12" in lines[1]
+    assert "15%" in lines[1]
+    assert "trial 0 failed: eval_pq is nan at step 90 [see error.txt]" in lines[2]
+    assert "\x1b" not in file.getvalue()
+
+
+def test_on_a_terminal_the_table_is_alive(board: Board) -> None:
+    file, console = shown(board, 100, terminal=True)
+    with Progress(board, console) as progress:
+        progress.started(board.start(0, PARAMS))
+        board.report(0, 50, 12.5)
+        progress._live.refresh()
+    assert "50/100" in file.getvalue()
+    assert "12% of 4 trials" in file.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (67.9, "1:07"), (3599, "59:59"), (3787, "1:03:07")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -1,0 +1,83 @@
+"""What a search leaves: search.json, the ranking, the commands to go on with."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tune.board import Board, Status
+from tune.results import next_commands, print_results, summary, write_summary
+
+URI = "sqlite:////x/mlflow.db"
+
+
+@pytest.fixture
+def board() -> Board:
+    board = Board("tiny", "eval_pq", "max", full_length=100, num_samples=3)
+    ends = [(40.0, Status.COMPLETED, None), (60.0, Status.COMPLETED, None)]
+    ends += [(70.0, Status.PRUNED, "stopped early at step 30")]
+    for number, (value, status, reason) in enumerate(ends):
+        board.start(number, {"mm_n_points": number})
+        board.report(number, 30, value + 5)
+        if status == Status.COMPLETED:
+            board.report(number, 100, value)
+        board.finish(number, status, reason)
+    return board
+
+
+def test_the_summary_has_every_trial_and_the_best_of_full_length(board: Board, tmp_path: Path) -> None:
+    write_summary(tmp_path, summary(board, "parent", lambda number: f"run{number}"))
+    content = json.loads((tmp_path / "search.json").read_text())
+    assert content["search_run_id"] == "parent"
+    assert content["best"] == {"run_id": "run1", "params": {"mm_n_points": 1}, "value": 60.0}
+    assert [t["number"] for t in content["trials"]] == [0, 1, 2]
+    second = content["trials"][1]
+    assert second.pop("seconds") >= 0
+    assert second == {
+        "run_id": "run1",
+        "number": 1,
+        "status": "completed",
+        "params": {"mm_n_points": 1},
+        "last": 60.0,
+        "best": 65.0,
+        "steps": 100,
+        "reason": None,
+    }
+    assert content["trials"][2]["reason"] == "stopped early at step 30"
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+
+
+def test_without_a_completed_trial_best_is_null() -> None:
+    board = Board("tiny", "eval_pq", "max", 100, 1)
+    board.start(0, {"mm_n_points": 2})
+    board.finish(0, Status.FAILED, "eval_pq is nan at step 30")
+    assert summary(board, None, lambda number: None)["best"] is None
+
+
+def printed(board: Board, folder: Path) -> str:
+    write_summary(folder, summary(board, "parent", lambda number: f"run{number}"))
+    file = io.StringIO()
+    print_results(board, folder, URI, Console(file=file, width=120))
+    return file.getvalue()
+
+
+def test_the_answer_names_the_best_setting_and_the_next_commands(board: Board, tmp_path: Path) -> None:
+    text = printed(board, tmp_path)
+    assert "Best eval_pq 60 with\n  mm_n_points: 1" in text
+    assert f"mlflow ui --backend-store-uri {URI}" in text
+    assert f"reproduce.py run1 --tracking-uri {URI}" in text
+
+
+def test_failures_are_shown_with_their_reason(board: Board, tmp_path: Path) -> None:
+    board.finish(0, Status.FAILED, "eval_pq is [nan] at step 30")
+    assert "trial 0 failed: eval_pq is [nan] at step 30" in printed(board, tmp_path)
+
+
+def test_where_mlflow_is_a_server_it_is_opened() -> None:
+    assert next_commands("r", "http://h:5000", Path("/s"))[0] == "open http://h:5000"
+
+
+def test_where_mlflow_was_away_the_records_are_brought_first() -> None:
+    assert next_commands(None, URI, Path("/s/my runs"))[1] == "python -m tune.tracking sync '/s/my runs'"
