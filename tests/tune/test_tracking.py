@@ -1,9 +1,11 @@
 """Records reach MLflow once, in order and exactly, whatever is killed or away in between."""
 
 import itertools
+import json
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -188,7 +190,7 @@ def test_settings_keep_their_types(uri: str, folder: Path, name: str, tmp_path: 
     run_search(uri, folder, name)
     run_id = runs_of(uri, name)[TRIAL].info.run_id
     content = MlflowClient(uri).download_artifacts(run_id, "settings.json", str(tmp_path))
-    settings = __import__("json").loads(Path(content).read_text())
+    settings = json.loads(Path(content).read_text())
     assert settings["learning_rate"] == 6e-5
     assert settings["data"] is None
     assert len(settings["long"]) == 7000
@@ -645,3 +647,87 @@ def test_two_first_searches_at_once_and_no_pages_of_logs(tmp_path: Path) -> None
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs == ["", ""]
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db"}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """A real MLflow server: its URI, and how to start and kill it."""
+    port = free_port()
+    store = tmp_path / "server"
+    store.mkdir()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", str(store / "artifacts")),
+    ]
+    uri = f"http://127.0.0.1:{port}"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        with (tmp_path / "server.log").open("ab") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=store, start_new_session=True))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{uri}/health", timeout=2).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.5)
+        pytest.fail((tmp_path / "server.log").read_text())
+
+    def stop() -> None:
+        process = processes.pop()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    start()
+    yield uri, start, stop
+    while processes:
+        stop()
+
+
+@pytest.mark.full
+def test_a_real_server_that_goes_and_comes_back(
+    server: tuple[str, Callable[[], None], Callable[[], None]],
+    folder: Path,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.0)
+    server_uri, start, stop = server
+    tracker = Tracker(server_uri, folder, name)
+    tracker.check()
+    tracker.start_search(CONFIG)
+    assert tracker.start_trial(0, folder / "trials" / "0000", PARAMS)
+    write_records(folder / "trials" / "0000")
+    values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -2.5e-17, 1e22, math.nan]
+    records = RunRecords(folder / "trials" / "0000")
+    for step, value in enumerate(values[:3]):
+        records.metrics(step, {"v": value})
+    assert tracker.sync()
+
+    stop()
+    for step, value in enumerate(values[3:], start=3):
+        records.metrics(step, {"v": value})
+    begin = time.monotonic()
+    assert not tracker.sync()
+    assert tracker.start_trial(1, folder / "trials" / "0001", {}) is None
+    tracker.finish_trial(0, "FINISHED")
+    assert time.monotonic() - begin < 10, "the search is not held up"
+    with pytest.raises(TrackingError, match="Connection refused"):
+        Tracker(server_uri, folder, name).check()
+
+    start()
+    assert tracker.sync()
+    tracker.finish_search("FINISHED", {})
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 2, "away, and back"
+    runs = runs_of(server_uri, name)
+    assert len(runs) == 3
+    trial = runs[TRIAL]
+    assert trial.info.status == "FINISHED"
+    points = history(server_uri, trial)["v"]
+    assert [step for step, _ in points] == list(range(len(values)))
+    assert [value.hex() for _, value in points] == [value.hex() for value in values], "bit for bit over HTTP"
+    assert history(server_uri, trial)["loss"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    files = {file.path for file in MlflowClient(server_uri).list_artifacts(trial.info.run_id)}
+    assert files == {"settings.json", "sources.json", "curves.png"}

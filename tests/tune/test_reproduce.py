@@ -1,0 +1,487 @@
+"""A repetition is equal only if every bit is; what differs beforehand is told before any compute."""
+
+import itertools
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import save_file
+
+from psalm.data.builtin import ensure_builtin
+from psalm.train.records import RunRecords
+from tune import reproduce, tracking
+from tune.reproduce import DIFFERENT, EQUAL, REFUSED, main
+from tune.tracking import Tracker
+from tune.verdict import compare, differences, inconsistencies
+
+LOSS = [(1, 0.1), (2, 1 / 3), (3, 2.5e-7)]
+
+
+def difference(recorded: Any, repeated: Any, stopped_at: int | None = None) -> str | None:
+    """Where two series of a metric differ."""
+    (row,) = compare({"loss": recorded}, {"loss": repeated}, stopped_at)
+    return row.difference
+
+
+def test_equal_runs() -> None:
+    rows = compare({"loss": LOSS, "eval_pq": [(3, 50.0)]}, {"loss": LOSS, "eval_pq": [(3, 50.0)]})
+    assert [(row.name, row.points, row.difference) for row in rows] == [("eval_pq", 1, None), ("loss", 3, None)]
+
+
+def test_one_bit_is_a_difference() -> None:
+    other = math.nextafter(1 / 3, 1)
+    found = difference(LOSS, [(1, 0.1), (2, other), (3, 9.0)])
+    assert found == f"step 2: recorded 0.3333333333333333, now {other!r}"
+
+
+@pytest.mark.parametrize(
+    ("repeated", "found"),
+    [
+        (LOSS[:2], "step 3: recorded 2.5e-07, now nothing"),
+        ([*LOSS, (4, 0.5)], "step 4: recorded nothing, now 0.5"),
+        ([(1, 0.1), (3, 2.5e-7)], "step 2: recorded 0.3333333333333333, now nothing"),
+        ([], "step 1: recorded 0.1, now nothing"),
+    ],
+    ids=["last-missing", "one-more", "hole", "none"],
+)
+def test_other_steps_are_a_difference(repeated: Any, found: str) -> None:
+    assert difference(LOSS, repeated) == found
+
+
+def test_a_second_value_for_a_step_is_a_difference() -> None:
+    """MLflow never changes a point: a value that is logged again stands beside the first."""
+    assert difference([*LOSS[:2], (2, 9.0), LOSS[2]], LOSS) == (
+        "step 2: recorded 0.3333333333333333 and 9.0, now 0.3333333333333333"
+    )
+
+
+def test_a_metric_of_one_run_only_is_a_difference() -> None:
+    rows = compare({"loss": LOSS}, {"loss": LOSS, "loss_dice": LOSS})
+    assert [row.difference for row in rows] == [None, "step 1: recorded nothing, now 0.1"]
+
+
+def test_not_a_number_equals_itself() -> None:
+    assert difference([(1, math.nan)], [(1, math.nan)]) is None
+    assert difference([(1, math.nan)], [(1, 0.0)]) == "step 1: recorded nan, now 0.0"
+
+
+def test_the_machine_is_not_compared() -> None:
+    assert compare({"system/step_seconds": [(1, 0.5)]}, {"system/step_seconds": [(1, 0.6)]}) == []
+
+
+@pytest.mark.parametrize(
+    ("repeated", "equal"),
+    [
+        (LOSS, True),
+        ([*LOSS, (4, 0.5)], True),
+        (LOSS[:2], False),
+        ([LOSS[0], (2, 9.0), LOSS[2]], False),
+        ([*LOSS[:2], (2.5, 1.0), LOSS[2]], False),
+    ],
+    ids=["same", "beyond", "shorter", "altered", "between"],
+)
+def test_a_stopped_run_is_compared_up_to_its_last_step(repeated: Any, equal: bool) -> None:
+    assert (difference(LOSS, repeated, stopped_at=3) is None) is equal
+
+
+def test_a_stopped_run_may_lack_only_its_last_step() -> None:
+    """It was cut off between the loss and the evaluation of step 4, but it did evaluate step 2."""
+    recorded = {"loss": [(2, 0.5), (4, 0.25)], "eval_pq": [(2, 10.0)]}
+    repeated = {"loss": [(2, 0.5), (4, 0.25)], "eval_pq": [(2, 10.0), (4, 20.0)]}
+    assert [row.difference for row in compare(recorded, repeated, stopped_at=4)] == [None, None]
+    recorded["eval_pq"] = []
+    assert compare(recorded, repeated, stopped_at=4)[0].difference == "step 2: recorded nothing, now 10.0"
+
+
+def test_an_overview_that_contradicts_its_history() -> None:
+    assert inconsistencies({"loss": 2.5e-7}, {"loss": LOSS}) == []
+    assert inconsistencies({"loss": 0.5}, {"loss": LOSS}) == [
+        "loss: the record shows 0.5 as its last value, but its history does not end with it"
+    ]
+
+
+THEN = {"source_fingerprint": "a", "data_fingerprint_val": "1", "version.torch": "2.13.0", "hostname": "x", "seed": "0"}
+
+
+def test_what_differs_is_named() -> None:
+    now = THEN | {"source_fingerprint": "b", "version.torch": "2.14.0", "data_fingerprint_val": "2"}
+    old, new = {"psalm/a.py": "1", "psalm/gone.py": "1"}, {"psalm/a.py": "2", "tune/new.py": "1"}
+    assert differences(THEN, now, old, new) == [
+        "sources differ: psalm/a.py, psalm/gone.py, tune/new.py",
+        "data fingerprint val differs: recorded 1, here 2",
+        "version.torch differs: recorded 2.13.0, here 2.14.0",
+    ]
+
+
+def test_what_was_never_recorded_differs() -> None:
+    now = THEN | {"weights_fingerprint_vision_tower": "7"}
+    assert differences(THEN, now, {}, {}) == ["weights fingerprint vision tower differs: recorded none, here 7"]
+
+
+def test_another_machine_and_seed_tag_are_no_difference() -> None:
+    assert differences(THEN, THEN | {"hostname": "y", "git_commit": "c"}, {}, {}) == []
+
+
+# The command, with a training that only writes records.
+
+names = (f"experiment-{i}" for i in itertools.count())
+SETTINGS = {"mm_n_heads": 4, "learning_rate": 6e-5, "max_steps": 4, "output_dir": "/first", "image_folder": None}
+SOURCES = {"psalm/a.py": "0" * 64}
+INPUTS = {"data_fingerprint_val": "abc"}
+
+
+def train(folder: Path, stop_at: int | None = None) -> None:
+    """Records a run of four steps, evaluated at every second one."""
+    records = RunRecords(folder)
+    records.settings(SETTINGS | {"output_dir": str(folder)})
+    records.tags(INPUTS | {"device": "cpu", "omp_num_threads": "1"})
+    for step in range(1, (stop_at or 4) + 1):
+        records.metrics(step, {"loss": 1 / (step + 2), "system/step_seconds": hash(str(folder)) / 7})
+        if step % 2 == 0:
+            records.metrics(step, {"eval_pq": 100 / 7 * step})
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the training was asked for."""
+    asked = []
+
+    def repeat(settings: Any, resources: Any, folder: Path, stop_at: int | None) -> str | None:
+        asked.append({"settings": settings, "resources": resources, "folder": folder, "stop_at": stop_at})
+        train(folder, stop_at)
+        return None
+
+    tags = {"source_fingerprint": "0123", "hostname": "here", "version.torch": "2.13.0"}
+    for module in (tracking, reproduce):
+        monkeypatch.setattr(module, "source_files", lambda: SOURCES)
+        monkeypatch.setattr(module, "provenance", lambda files: tags)
+    monkeypatch.setattr(reproduce, "check_inputs", lambda settings: None)
+    monkeypatch.setattr(reproduce, "input_fingerprints", lambda settings: INPUTS)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    return asked
+
+
+Recorded = Callable[..., str]
+
+
+@pytest.fixture
+def recorded(uri: str, tmp_path: Path, calls: Any) -> Recorded:
+    """Records a run in a search; gives its id."""
+
+    def record(stop_at: int | None = None, status: str = "FINISHED", write: Any = train) -> str:
+        name = next(names)
+        folder = tmp_path / "runs" / name
+        tracker = Tracker(uri, folder, name)
+        tracker.start_search({"metric": "eval_pq", "resources": {"workers_per_trial": 1, "cpus_per_worker": 1}})
+        tracker.start_trial(0, folder / "0", {"mm_n_heads": 4})
+        if write is not None:
+            write(folder / "0", stop_at)
+        tracker.finish_trial(0, status, early_stopped=stop_at is not None)
+        tracker.finish_search("FINISHED", {})
+        run_id = tracker.run_id(0)
+        assert run_id is not None
+        return run_id
+
+    return record
+
+
+def reproduced(uri: str, tmp_path: Path, run_id: str, *flags: str) -> int:
+    return main([run_id, "--tracking-uri", uri, "--output-dir", str(tmp_path / "out"), *flags])
+
+
+def repetition_of(uri: str, run_id: str) -> Any:
+    """The run that is linked to another."""
+    client = MlflowClient(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    (run,) = client.search_runs([experiment], f"tags.reproduces = '{run_id}'")
+    return run
+
+
+def alter(uri: str, statement: str, *values: Any) -> None:
+    """Changes the database itself, as MLflow never would."""
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, database:
+        assert database.execute(statement, values).rowcount == 1
+
+
+def test_a_run_is_reproduced(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], capsys: Any
+) -> None:
+    run_id = recorded()
+    assert reproduced(uri, tmp_path, run_id) == EQUAL
+    (call,) = calls
+    assert {**call["settings"], "output_dir": "/first"} == SETTINGS
+    assert call["folder"] == tmp_path / "out" / "reproductions" / run_id[:8]
+    assert call["stop_at"] is None
+    assert call["resources"].cpus_per_worker == 1
+    out = capsys.readouterr().out
+    assert "loss     4       equal" in out
+    assert "identical: 2 metrics, 6 values, equal bit for bit; recorded as run" in out
+    run = repetition_of(uri, run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "reproduction of 0000 h4"
+    assert run.data.tags["reproduction"] == "identical"
+    assert "mlflow.parentRunId" not in run.data.tags, "it is no trial of the search"
+    assert run.data.metrics["eval_pq"] == 400 / 7
+    files = {file.path for file in MlflowClient(uri).list_artifacts(run.info.run_id)}
+    assert {"verdict.json", "settings.json", "sources.json"} <= files
+
+
+def test_from_the_record_alone(uri: str, tmp_path: Path, recorded: Recorded) -> None:
+    run_id = recorded()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert reproduced(uri, tmp_path, run_id) == EQUAL
+
+
+def test_an_altered_metric_fails(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    run_id = recorded()
+    alter(uri, "UPDATE metrics SET value = value + 1e-15 WHERE run_uuid = ? AND key = 'loss' AND step = 2", run_id)
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    out = " ".join(capsys.readouterr().out.split())
+    assert "loss 4 differs at step 2: recorded 0.250000000000001, now 0.25" in out
+    assert "eval_pq 2 equal" in out
+    assert "different: 1 of 2 metrics differ" in out
+    run = repetition_of(uri, run_id)
+    assert (run.info.status, run.data.tags["reproduction"]) == ("FINISHED", "different")
+
+
+def test_an_altered_overview_is_told_before(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[Any], capsys: Any
+) -> None:
+    run_id = recorded()
+    alter(uri, "UPDATE latest_metrics SET value = 99 WHERE run_uuid = ? AND key = 'eval_pq'", run_id)
+    alter(uri, "UPDATE params SET value = '8' WHERE run_uuid = ? AND key = 'mm_n_heads'", run_id)
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    assert calls == []
+    out = capsys.readouterr().out
+    assert "eval_pq: the record shows 99.0 as its last value, but its history does not end with it" in out
+    assert "mm_n_heads: the record shows '8', but its settings.json has 4" in out
+
+
+def test_a_value_logged_later_fails(uri: str, tmp_path: Path, recorded: Recorded) -> None:
+    run_id = recorded()
+    MlflowClient(uri).log_metric(run_id, "loss", 0.01, step=3)
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+
+
+def test_a_stopped_run_is_repeated_to_its_last_step(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], capsys: Any
+) -> None:
+    run_id = recorded(stop_at=3)
+    assert reproduced(uri, tmp_path, run_id) == EQUAL
+    assert calls[0]["stop_at"] == 3
+    assert calls[0]["settings"]["max_steps"] == 4, "the learning rate's schedule stays"
+    assert "stopped early after step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_so_is_one_that_failed(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], status: str
+) -> None:
+    assert reproduced(uri, tmp_path, recorded(status=status)) == EQUAL
+    assert calls[0]["stop_at"] == 4
+
+
+def test_differences_are_told_before_any_compute(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = recorded()
+    tags = {"source_fingerprint": "4567", "version.torch": "3.0"}
+    monkeypatch.setattr(reproduce, "source_files", lambda: {"psalm/a.py": "1" * 64})
+    monkeypatch.setattr(reproduce, "provenance", lambda files: tags)
+    monkeypatch.setattr(reproduce, "input_fingerprints", lambda settings: {"data_fingerprint_val": "def"})
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    assert calls == []
+    captured = capsys.readouterr()
+    for line in (
+        "sources differ: psalm/a.py",
+        "data fingerprint val differs: recorded abc, here def",
+        "version.torch differs: recorded 2.13.0, here 3.0",
+    ):
+        assert line in captured.out
+    assert "--allow-differences" in captured.err
+    assert reproduced(uri, tmp_path, run_id, "--allow-differences") == EQUAL
+
+
+def test_other_threads_are_a_difference(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    run_id = recorded()
+    MlflowClient(uri).set_tag(run_id, "omp_num_threads", "4")
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    assert "omp num threads differs: recorded 4, here 1" in capsys.readouterr().out
+
+
+def refused(uri: str, tmp_path: Path, run_id: str, capsys: Any) -> str:
+    """The one line on stderr that a command is refused with."""
+    assert reproduced(uri, tmp_path, run_id) == REFUSED
+    err: str = capsys.readouterr().err
+    assert err.startswith("reproduce.py: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_what_cannot_be_reproduced(uri: str, tmp_path: Path, recorded: Recorded, calls: list[Any], capsys: Any) -> None:
+    client = MlflowClient(uri)
+    run_id = recorded()
+    parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+    foreign = client.create_run("0").info.run_id
+    unrecorded = recorded(write=None)
+    silent = recorded(write=lambda folder, stop_at: RunRecords(folder).settings(SETTINGS))
+    assert "run '0123': Run with id=0123 not found; take the id" in refused(uri, tmp_path, "0123", capsys)
+    assert f"run {parent!r} is a search, not a training run" in refused(uri, tmp_path, parent, capsys)
+    assert "has no settings.json" in refused(uri, tmp_path, foreign, capsys)
+    assert "has no settings.json" in refused(uri, tmp_path, unrecorded, capsys)
+    assert "recorded no metrics" in refused(uri, tmp_path, silent, capsys)
+    nowhere = f"sqlite:///{tmp_path}/no.db"
+    assert "there is no such file" in refused(nowhere, tmp_path, run_id, capsys)
+    assert not (tmp_path / "no.db").exists()
+    assert calls == []
+
+
+def test_data_that_is_not_here(
+    uri: str, tmp_path: Path, recorded: Recorded, calls: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(settings: Any) -> None:
+        raise ValueError("panoptic_json_path /data/coco: there is no such folder")
+
+    run_id = recorded()
+    monkeypatch.setattr(reproduce, "check_inputs", missing)
+    assert "cannot be repeated here: panoptic_json_path /data/coco" in refused(uri, tmp_path, run_id, capsys)
+    assert calls == []
+
+
+def test_more_than_this_machine_has(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    run_id = recorded()
+    MlflowClient(uri).set_tag(run_id, "gpus_per_worker", "1000")
+    assert "1000" in refused(uri, tmp_path, run_id, capsys)
+
+
+def test_a_repetition_that_fails(
+    uri: str, tmp_path: Path, recorded: Recorded, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(settings: Any, resources: Any, folder: Path, stop_at: int | None) -> str:
+        train(folder, 2)
+        return "no space left"
+
+    run_id = recorded()
+    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    assert "The repetition failed: no space left" in capsys.readouterr().out
+    run = repetition_of(uri, run_id)
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "no space left")
+
+
+def test_an_interrupted_repetition(
+    uri: str, tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune.cluster import Interrupted
+
+    def repeat(*arguments: Any) -> str:
+        raise Interrupted(2)
+
+    run_id = recorded()
+    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    assert reproduced(uri, tmp_path, run_id) == 130
+    run = repetition_of(uri, run_id)
+    assert (run.info.status, run.data.tags["reproduction"]) == ("KILLED", "interrupted")
+
+
+# The real thing.
+
+TOWER = {
+    "swin_type": "base",
+    "vision_config": {
+        "image_size": 96,
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+        "mlp_ratio": 1.0,
+        "drop_path_rate": 0.0,
+    },
+    "mm_conv_planes": 16,
+    "num_queries": 8,
+    "conv_dim": 32,
+    "mask_dim": 32,
+    "hidden_dim": 32,
+    "num_heads": 2,
+    "encoder_layers": 1,
+    "encoder_feedforward_dim": 32,
+    "decoder_layers": 2,
+    "decoder_feedforward_dim": 32,
+    "num_points": 128,
+}
+TRIAL = """
+import sys
+from psalm.train.arguments import parse_settings
+from psalm.train.train import train
+from tune.repetition import StopAt
+import json
+train(parse_settings(json.loads(sys.argv[1])), callbacks=[StopAt(3)])
+"""
+COMMAND = str(Path(reproduce.__file__))
+
+
+@pytest.mark.full
+def test_a_stopped_training_and_its_altered_record(uri: str, tmp_path: Path) -> None:
+    """A real training that was stopped, repeated by the real command: identical; with one metric altered: not."""
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps(TOWER))
+    save_file({"nothing": torch.zeros(1)}, tower / "model.safetensors")
+    folder = tmp_path / "runs" / "search"
+    settings = {
+        "output_dir": str(folder / "0"),
+        "vision_tower": str(tower),
+        "panoptic_json_path": str(ensure_builtin(tmp_path / "data", train_images=12, val_images=5)),
+        "mm_hidden_dim": 16,
+        "mm_n_heads": 2,
+        "mm_n_points": 2,
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+        "save_final_model": False,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    tracker = Tracker(uri, folder, next(names))
+    tracker.start_search({"metric": "eval_pq", "resources": {"workers_per_trial": 1, "cpus_per_worker": 1}})
+    tracker.start_trial(0, folder / "0", {"mm_n_heads": 2})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", TRIAL, json.dumps(settings)], env=environment, check=True, timeout=300)
+    tracker.finish_trial(0, "FINISHED", early_stopped=True)
+    tracker.finish_search("FINISHED", {})
+    run_id = str(tracker.run_id(0))
+    command = [sys.executable, COMMAND, run_id, "--tracking-uri", uri, "--output-dir", str(tmp_path / "runs")]
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == EQUAL, done.stdout + done.stderr
+    assert "stopped early after step 3" in done.stdout
+    assert "identical" in done.stdout
+    assert repetition_of(uri, run_id).data.tags["reproduction"] == "identical"
+
+    alter(
+        uri, "UPDATE metrics SET value = value * 1.0001 WHERE run_uuid = ? AND key = 'loss_mask' AND step = 2", run_id
+    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == DIFFERENT, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "differs" in line]
+    assert line.startswith("loss_mask"), done.stdout
+    assert "at step 2" in line
