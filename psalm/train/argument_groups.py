@@ -13,7 +13,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 
 from psalm.model.configuration import PsalmConfig
-from psalm.train.distributed import name_single_process
+from psalm.train.distributed import name_single_process, without_compiled_collectives
 from psalm.train.fields import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
 
 BUILTIN = "builtin"
@@ -168,6 +168,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = True
         if self.deepspeed is not None:
             name_single_process()
+            without_compiled_collectives()
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:

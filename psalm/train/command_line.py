@@ -15,12 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_flags(
-    argv: Sequence[str], fields: Mapping[str, Field], extra: Collection[str] = (), retired: Collection[str] = ()
+    argv: Sequence[str],
+    fields: Mapping[str, Field],
+    extra: Collection[str] = (),
+    retired: Collection[str] = (),
+    switches: Collection[str] = (),
 ) -> dict[str, Any]:
     """``--name value``, ``--name=value``, ``--switch`` and ``--no_switch``, over the mapping in ``--config FILE``.
 
     Names may be written with hyphens. Values stay text (several after one name become a list): whoever checks them
-    knows their types. Flags named in ``retired`` are dropped with a warning, those in ``extra`` are let through.
+    knows their types. Flags named in ``retired`` are dropped with a warning, those in ``extra`` are let
+    through, and those in ``switches`` too, which need no value.
 
     Raises:
         SettingError: a flag without a known name, a value without a flag, or a config file that is no YAML mapping.
@@ -36,10 +41,12 @@ def read_flags(
             config = read_config(_single(name, values))
         elif name in retired:
             logger.warning("--%s has no effect", name)
-        elif name in fields or name in extra:
-            flags[name] = values[0] if len(values) == 1 else values or _switch(name, fields, "true")
-        elif name.removeprefix("no_") in fields and not values:
-            flags[name.removeprefix("no_")] = _switch(name.removeprefix("no_"), fields, "false")
+        elif name in fields or name in extra or name in switches:
+            if not values and not (name in switches or _is_switch(name, fields)):
+                raise SettingError(f"--{name} needs a value; write --{name} VALUE")
+            flags[name] = values[0] if len(values) == 1 else values or "true"
+        elif not values and _is_switch(name.removeprefix("no_"), fields):
+            flags[name.removeprefix("no_")] = "false"
         else:
             raise SettingError(f"--{name} is not an argument{nearest(name, fields) or '; --help lists them'}")
     return config | flags
@@ -96,7 +103,5 @@ def _single(name: str, values: list[str]) -> str:
     return values[0]
 
 
-def _switch(name: str, fields: Mapping[str, Field], text: str) -> str:
-    if name not in fields or bool not in fields[name].kinds:
-        raise SettingError(f"--{name} needs a value; write --{name} VALUE")
-    return text
+def _is_switch(name: str, fields: Mapping[str, Field]) -> bool:
+    return name in fields and bool in fields[name].kinds

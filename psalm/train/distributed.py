@@ -1,7 +1,9 @@
-"""The process group of a run that no launcher started."""
+"""The process group of a run: described where no launcher has, and without compiling anything on a CPU."""
 
 import os
 import socket
+
+import torch
 
 
 def name_single_process() -> None:
@@ -22,3 +24,12 @@ def name_single_process() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def without_compiled_collectives() -> None:
+    """Keeps DeepSpeed on a CPU from compiling collectives of its own at the first start on a machine; gloo's serve."""
+    if torch.accelerator.is_available():
+        return
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -31,73 +31,76 @@ class ScoredImage:
 
 
 class Truths(Dataset[tuple[Example, PanopticRecord]]):
-    """The images of an evaluation with their ground truth, in a given order."""
+    """The images of an evaluation with their ground truth."""
 
-    def __init__(self, evaluation: PanopticEvaluation, items: Sequence[int]) -> None:
+    def __init__(self, evaluation: PanopticEvaluation) -> None:
         self.evaluation = evaluation
-        self.items = items
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.evaluation)
 
-    def __getitem__(self, place: int) -> tuple[Example, PanopticRecord]:
+    def __getitem__(self, item: int) -> tuple[Example, PanopticRecord]:
         data = self.evaluation.dataset
-        record = data.record(self.evaluation.indices[self.items[place]])
+        record = data.record(self.evaluation.indices[item])
         return panoptic_example(record, data.classes, self.evaluation.prompts, self.evaluation.size, None), record
 
 
-def shard(count: int, batch_size: int, rank: int, world_size: int) -> list[tuple[int, bool]]:
-    """A rank's share of ``count`` items as (item, whether it counts).
+@dataclass(frozen=True)
+class Share:
+    """One rank's batches of items, and which of them count."""
 
-    Every rank gets equally many, because a sharded model's forward passes are joint work; where there is none left, an
-    item that another rank counts is run again and not counted.
+    batches: list[list[int]]
+    counts: list[bool]
+
+
+def shard(count: int, batch_size: int, rank: int, world_size: int) -> Share:
+    """Deals the batches of ``count`` items to ranks, one after the other.
+
+    Whole batches are dealt, so that every number of ranks computes the same batches and gets the same bits. Every rank
+    gets equally many, because a sharded model's forward passes are joint work: where none is left, the first batch is
+    run again and not counted.
     """
     if count < 1:
         raise ValueError("there is nothing to evaluate: the split has no images")
-    batches = -(-count // (batch_size * world_size))
-    places = range(rank, batches * batch_size * world_size, world_size)
-    return [(place % count, place < count) for place in places][: batches * batch_size]
+    batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    rounds = -(-len(batches) // world_size)
+    dealt = [number * world_size + rank for number in range(rounds)]
+    counts = [place < len(batches) for place in dealt]
+    return Share([batches[place if real else 0] for place, real in zip(dealt, counts, strict=True)], counts)
 
 
 @torch.no_grad()
-def score_images(
-    model: nn.Module,
-    batches: Iterable[Any],
-    prepare: Callable[[Any], Any],
-    isthing: Sequence[bool],
-) -> Iterator[ScoredImage]:
-    """Runs the model over batches of (batch, records) and brings its predictions to the images' original sizes.
+def score_batches(
+    model: nn.Module, batches: Iterable[Any], prepare: Callable[[Any], Any], isthing: Sequence[bool]
+) -> Iterator[list[ScoredImage]]:
+    """Runs the model over (batch, records) and brings its predictions to the images' original sizes.
 
-    The model is put into evaluation mode and left in the mode it was in.
+    The model is put into evaluation mode, and afterwards into the mode it was in.
     """
     training = model.training
     model.eval()
     try:
         for batch, records in batches:
-            inputs = prepare(
-                {name: value for name, value in batch.items() if name not in ("mask_labels", "class_labels")}
-            )
-            prediction = model(**inputs)["predictions"]
-            padded = tuple(batch["pixel_values"].shape[-2:])
-            sizes = batch["image_sizes"].tolist()
-            for i, record in enumerate(records):
+            inputs = {name: value for name, value in batch.items() if name not in ("mask_labels", "class_labels")}
+            prediction = model(**prepare(inputs))["predictions"]
+            padded = (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
+            images = []
+            for i, (record, size) in enumerate(zip(records, batch["image_sizes"].tolist(), strict=True)):
                 height, width = record.segment_map.shape
-                masks = resize_masks(prediction.masks[i], tuple(sizes[i]), padded, (height, width))
+                masks = resize_masks(prediction.masks[i], tuple(size), padded, (height, width))
                 pred_map, segments = panoptic(prediction.class_logits[i], masks, isthing)
-                yield ScoredImage(record, pred_map.cpu().numpy(), segments)
+                images.append(ScoredImage(record, pred_map.cpu().numpy(), segments))
+            yield images
     finally:
         model.train(training)
 
 
 def make_loader(
-    evaluation: PanopticEvaluation, items: Sequence[int], collate: Collate, batch_size: int, num_workers: int = 0
+    evaluation: PanopticEvaluation, batches: list[list[int]], collate: Collate, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Batches of (batch, records) over the given items, in order."""
+    """Yields (batch, records) for the given batches of items, in order."""
     return DataLoader(
-        Truths(evaluation, items),
-        batch_size=batch_size,
-        collate_fn=_WithRecords(collate),
-        num_workers=num_workers,
+        Truths(evaluation), batch_sampler=batches, collate_fn=_WithRecords(collate), num_workers=num_workers
     )
 
 

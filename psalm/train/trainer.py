@@ -22,7 +22,7 @@ from psalm.evaluation.panoptic_quality import PanopticQuality
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
 from psalm.train.loss_window import LossWindow
 from psalm.train.measures import StepClock, peak_memory_mb
-from psalm.train.scoring import ScoredImage, count_image, make_loader, score_images, shard, sum_over_ranks
+from psalm.train.scoring import ScoredImage, count_image, make_loader, score_batches, shard, sum_over_ranks
 
 SETTINGS_FILE = "settings.json"
 """In every checkpoint: the run's resolved settings."""
@@ -162,22 +162,20 @@ class PsalmTrainer(transformers.Trainer):
     def _score(self, evaluation: PanopticEvaluation) -> PanopticQuality:
         """Quality over all ranks; the first images are kept in ``shown``."""
         isthing = [info.isthing for info in evaluation.dataset.classes]
-        batch_size = self.args.per_device_eval_batch_size
-        places = shard(len(evaluation), batch_size, self.args.process_index, self.args.world_size)
-        loader = make_loader(
-            evaluation, [item for item, _ in places], self.data_collator, batch_size, self.args.dataloader_num_workers
-        )
+        args = self.args
+        share = shard(len(evaluation), args.per_device_eval_batch_size, args.process_index, args.world_size)
+        loader = make_loader(evaluation, share.batches, self.data_collator, args.dataloader_num_workers)
         self.callback_handler.eval_dataloader = loader
         if self.accelerator.native_amp and not hasattr(self.model, "_original_forward"):
             self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         quality = PanopticQuality(isthing)
         self.shown = []
-        images = score_images(self.model, self._shown_progress(loader), self._prepare_inputs, isthing)
-        for (_, counts), image in zip(places, images, strict=True):
+        batches = score_batches(self.model, self._shown_progress(loader), self._prepare_inputs, isthing)
+        for counts, images in zip(share.counts, batches, strict=True):
             if counts:
-                count_image(quality, image)
-                if len(self.shown) < SHOWN_IMAGES:
-                    self.shown.append(image)
+                self.shown += images[: SHOWN_IMAGES - len(self.shown)]
+                for image in images:
+                    count_image(quality, image)
         total = PanopticQuality(isthing)
         total.add_state(sum_over_ranks(quality.state(), self.args.device))
         return total

@@ -135,7 +135,7 @@ def test_accumulation_equals_one_large_batch(arguments: Make) -> None:
     for name, gradient in large.items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(
-            split[name], gradient, rtol=1e-3, atol=1e-5 + 1e-4 * scale, msg=lambda m: f"{name}: {m}"
+            split[name], gradient, rtol=1e-3, atol=1e-5 + 1e-4 * scale, msg=lambda m, name=name: f"{name}: {m}"
         )
     assert split_losses == pytest.approx(large_losses, rel=1e-5)
 

@@ -1,0 +1,137 @@
+"""The command lines, in processes of their own: DeepSpeed, two processes, evaluation, wrong settings."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from psalm.model.postprocess import panoptic
+from psalm.train import scoring
+from psalm.train.arguments import parse_settings
+from psalm.train.evaluate import evaluate_checkpoint
+from psalm.train.records import metric_history, read_records
+from psalm.train.train import train
+
+REPO = Path(__file__).resolve().parents[3]
+TRAIN = REPO / "psalm" / "train" / "train.py"
+
+Settings = Callable[..., dict[str, Any]]
+
+
+def run(*command: Any, code: int = 0, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def logged(folder: Path) -> dict[str, dict[int, float]]:
+    history = metric_history(read_records(folder))
+    return {name: steps for name, steps in history.items() if not name.startswith("system/")}
+
+
+def metrics_of(output: str) -> dict[str, float]:
+    lines = (line.split() for line in output.splitlines() if line.startswith("eval_"))
+    return {name: float(value) for name, value in lines}
+
+
+def test_wrong_setting_is_one_line_and_exit_code_2(settings: Settings) -> None:
+    done = run(TRAIN, *flags(settings()), "--mm_n_heads", "3", code=2)
+    assert done.stderr == "mm_hidden_dim must be divisible by mm_n_heads, but got 16 and 3; change one of them\n"
+
+
+def test_deepspeed_run_resumed_equals_uninterrupted(settings: Settings, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    common = {"deepspeed": "zero2", "max_steps": 4, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    run(TRAIN, *flags(settings(output_dir=whole, **common)))
+    done = run(
+        TRAIN,
+        *flags(settings(output_dir=cut, **common)),
+        "--resume_from_checkpoint",
+        whole / "checkpoint-2",
+        cwd=tmp_path,
+    )
+    assert len((done.stdout + done.stderr).splitlines()) <= 8, done.stdout + done.stderr
+    expected = {
+        name: {step: value for step, value in steps.items() if step > 2} for name, steps in logged(whole).items()
+    }
+    assert logged(cut) == expected
+    assert expected["eval_pq"].keys() == {4}
+    first, second = (load_file(folder / "checkpoint-4" / "model.safetensors") for folder in (whole, cut))
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+@pytest.mark.full
+def test_two_processes(settings: Settings, tmp_path: Path) -> None:
+    """The same structure of records; and evaluation gives identical numbers, five images being no multiple of 2 x 2."""
+    pair = tmp_path / "pair"
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
+    train_flags = settings(
+        output_dir=pair, deepspeed="zero2", per_device_train_batch_size=1, max_steps=3, save_final_model=True
+    )
+    run(*launcher, TRAIN, *flags(train_flags))
+    history = logged(pair)
+    assert list(history["loss_mask"]) == [1, 2, 3]
+    assert list(history["eval_pq"]) == [3]
+
+    evaluate = ("-m", "psalm.train.evaluate", "--checkpoint", pair / "model", "--per_device_eval_batch_size", "2")
+    one = metrics_of(run(*evaluate).stdout)
+    two = metrics_of(run(*launcher, *evaluate).stdout)
+    assert one == two
+    assert one["eval_pq"] == pytest.approx(history["eval_pq"][3], abs=1e-3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_launcher_bf16(settings: Settings, tmp_path: Path, config: str) -> None:
+    launcher = ("-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29543")
+    train_flags = settings(
+        output_dir=tmp_path / "run", deepspeed=config, bf16=True, max_steps=2, save_final_model=True,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    run(*launcher, TRAIN, *flags(train_flags))
+    assert list(logged(tmp_path / "run")["loss"]) == [1, 2]
+    run("-m", "psalm.train.evaluate", "--checkpoint", tmp_path / "run" / "model")
+
+
+def test_evaluation_of_a_checkpoint_gives_the_metrics_of_the_run(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = []
+
+    def keep(class_logits: torch.Tensor, mask_logits: torch.Tensor, isthing: Any) -> Any:
+        logits.append((class_logits.clone(), mask_logits.clone()))
+        return panoptic(class_logits, mask_logits, isthing)
+
+    monkeypatch.setattr(scoring, "panoptic", keep)
+    metrics = train(parse_settings(settings(max_steps=2, save_final_model=True)))
+    again = evaluate_checkpoint(tmp_path / "run" / "model")
+    names = {name for name in metrics if name.startswith("eval_")}
+    assert {name: again[name] for name in names} == {name: metrics[name] for name in names}
+    for (classes, masks), (classes_again, masks_again) in zip(logits[:5], logits[5:], strict=True):
+        assert torch.equal(classes, classes_again)
+        assert torch.equal(masks, masks_again)
+
+    evaluate_checkpoint(tmp_path / "run" / "model", zero_deformable_tokens=True)
+    assert not torch.equal(logits[0][0], logits[10][0]), "without its tokens the model says something else"
