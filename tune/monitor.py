@@ -18,7 +18,7 @@ from tune.progress import Progress
 from tune.results import summary, write_summary
 from tune.study import STEP
 from tune.tracking import Tracker
-from tune.trial import REASON_LENGTH, TrialError
+from tune.trial import one_line
 
 POLL_SECONDS = 2.0
 """How often running trials' records are read and delivered."""
@@ -110,9 +110,7 @@ def _raised(trial: Trial) -> Exception | None:
 
 def failure_reason(error: Exception | None) -> str:
     """What a failed trial's function raised, in one line."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    words = " ".join(str(cause).split())
-    return words if isinstance(cause, TrialError) else f"{type(cause).__name__}: {words}"[:REASON_LENGTH]
+    return one_line(error.cause if isinstance(error, RayTaskError) else error)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One trial: a Tune function that runs the training as a Ray Train worker group and passes its reports on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,27 +108,43 @@ def train_worker(config: Mapping[str, Any]) -> None:
     """What every worker of a trial runs.
 
     Raises:
-        MetricError: the metric is missing or not finite, or there is none at the full length.
+        TrialError: the training failed, or did not evaluate at its full length.
     """
-    arguments = parse_settings(config["settings"])
     reporter = RayReportCallback(config["metric"])
-    train(arguments, callbacks=[reporter])
-    if reporter.last_step < arguments.training.max_steps:
-        raise MetricError(
-            f"{config['metric']} was never evaluated at the end: last at step {reporter.last_step} of "
-            f"{arguments.training.max_steps}"
-        )
+    with picklable_errors():
+        arguments = parse_settings(config["settings"])
+        train(arguments, callbacks=[reporter])
+        if reporter.last_step < arguments.training.max_steps:
+            raise MetricError(
+                f"{config['metric']} is missing at the end: it was last evaluated at step {reporter.last_step} of "
+                f"{arguments.training.max_steps}"
+            )
+
+
+@contextmanager
+def picklable_errors() -> Iterator[None]:
+    """Any failure leaves as a ``TrialError`` with its reason.
+
+    An exception whose constructor wants more than a message cannot be unpickled, and Ray would tell of that instead.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TrialError(one_line(error)) from error
 
 
 def reason_of(error: TrainingFailedError) -> str:
-    """The first cause of a failed training in one line: its own words, after its kind where that says more."""
+    """Why a training failed, in one line: the cause in the worker of the lowest rank that has one."""
     cause: BaseException = error
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         cause = error.worker_failures[min(error.worker_failures)]
     elif isinstance(error, ControllerError):
         cause = error.controller_failure
-    cause = getattr(cause, "_base_exc", cause)  # Train wraps what a worker raised, to carry its traceback
-    words = " ".join(str(cause).split())
-    plain = isinstance(cause, (MetricError, SettingError))
-    reason = words if plain and words else f"{type(cause).__name__}: {words}".rstrip(": ")
+    return one_line(getattr(cause, "_base_exc", cause))  # Train wraps what a worker raised, to carry its traceback
+
+
+def one_line(error: BaseException | None) -> str:
+    """An error's own words if it is one of ours, else with its kind before them."""
+    words = " ".join(str(error).split())
+    reason = words if isinstance(error, (TrialError, MetricError, SettingError)) else f"{type(error).__name__}: {words}"
     return reason if len(reason) <= REASON_LENGTH else reason[: REASON_LENGTH - 3] + "..."

@@ -1,0 +1,167 @@
+"""One real search: Ray, DeepSpeed, Optuna and MLflow on a model and data of toy's toy size."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from safetensors.torch import save_file
+
+from psalm.data.builtin import ensure_builtin
+from psalm.train.records import read_records
+from tune.options import DEFAULT_CONFIG
+
+TOWER = {
+    "swin_type": "base",
+    "vision_config": {
+        "image_size": 96,
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+        "mlp_ratio": 1.0,
+        "drop_path_rate": 0.0,
+    },
+    "mm_conv_planes": 16,
+    "num_queries": 8,
+    "conv_dim": 32,
+    "mask_dim": 32,
+    "hidden_dim": 32,
+    "num_heads": 2,
+    "encoder_layers": 1,
+    "encoder_feedforward_dim": 32,
+    "decoder_layers": 2,
+    "decoder_feedforward_dim": 32,
+    "num_points": 128,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A search that has been run: ``output`` is what it printed."""
+
+    folder: Path
+    code: int
+    output: str
+    left: list[str]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return json.loads((self.folder / "search.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two trials at a time: a good one, and one whose learning rate makes the loss overflow."""
+    folder = tmp_path_factory.mktemp("search")
+    tower = folder / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps(TOWER))
+    save_file({"nothing": torch.zeros(1)}, tower / "model.safetensors")
+    content = {
+        "name": "small",
+        "metric": "eval_pq",
+        "num_samples": 2,
+        "max_concurrent": 2,
+        "space": {"learning_rate": {"loguniform": [1e-4, 1e30]}, "mm_n_points": {"choice": [2, 4]}},
+        "baselines": [{"learning_rate": 1e-3, "mm_n_points": 4}, {"learning_rate": 1e30, "mm_n_points": 2}],
+        "scheduler": {"name": "asha", "grace_period": 2},
+        "arguments": {
+            "vision_tower": "tower",
+            "panoptic_json_path": str(ensure_builtin(folder / "data", train_images=8, val_images=4)),
+            "mm_hidden_dim": 16,
+            "mm_n_heads": 2,
+            "max_steps": 4,
+            "eval_steps": 2,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 2,
+            "deepspeed": "zero2",
+            "warmup_ratio": 0.0,
+            "save_strategy": "no",
+            "save_final_model": False,
+        },
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, str(DEFAULT_CONFIG.parents[2] / "tune" / "search.py"), "--config", "small.yaml"]
+    environment = os.environ | {"PSALM_TEST_SEARCH": str(folder)}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    return Finished(folder / "runs" / "small", done.returncode, done.stdout, processes_with(str(folder)))
+
+
+def processes_with(mark: str) -> list[str]:
+    """Command lines of processes that inherited the mark in their environment."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            if process.environ().get("PSALM_TEST_SEARCH") == mark:
+                found.append(" ".join(process.info["cmdline"]))
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_it_ends_well_with_one_completed_trial(search: Finished) -> None:
+    assert search.code == 0, search.output
+    good, bad = search.content["trials"]
+    assert (good["number"], good["status"], good["steps"], good["reason"]) == (0, "completed", 4, None)
+    assert good["params"] == {"learning_rate": 1e-3, "mm_n_points": 4}
+    assert good["last"] is not None
+    assert good["seconds"] > 0
+    assert search.content["best"] == {"run_id": good["run_id"], "params": good["params"], "value": good["last"]}
+    assert (bad["number"], bad["status"]) == (1, "failed")
+    assert "TrainingDiverged: loss is not finite at step 2" in bad["reason"]
+
+
+def test_mlflow_has_a_parent_and_a_child_for_each_trial(search: Finished) -> None:
+    client = MlflowClient(f"sqlite:///{search.folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    assert len(runs) == 3
+    assert runs[search.content["search_run_id"]].info.status == "FINISHED"
+    good, bad = (runs[trial["run_id"]] for trial in search.content["trials"])
+    assert (good.info.status, bad.info.status) == ("FINISHED", "FAILED")
+    assert {r.data.tags["mlflow.parentRunId"] for r in (good, bad)} == {search.content["search_run_id"]}
+    assert good.data.params["mm_n_points"] == "4"
+    assert [m.step for m in client.get_metric_history(good.info.run_id, "eval_pq")] == [2, 4]
+    assert bad.data.tags["reason"] == search.content["trials"][1]["reason"]
+
+
+def test_every_trial_kept_its_own_records(search: Finished) -> None:
+    last = list(read_records(search.folder / "trials" / "0000"))[-1]
+    assert (last["kind"], last["event"]) == ("event", "completed")
+    events = [r for r in read_records(search.folder / "trials" / "0001") if r["kind"] == "event"]
+    assert events[-1]["event"] == "failed"
+    assert "Traceback" in (search.folder / "trials" / "0001" / "error.txt").read_text()
+
+
+def test_the_output_is_for_people(search: Finished) -> None:
+    lines = search.output.splitlines()
+    assert len(lines) < 45, search.output
+    for noise in ("Warning", "Traceback", "(pid=", "ERROR", "INFO", "DeprecationWarning"):
+        assert noise not in search.output
+    assert any("trial 0 step 4/4, eval_pq" in line for line in lines)
+    assert any("100%" in line for line in lines)
+    assert any("mlflow ui --backend-store-uri" in line for line in lines)
+    assert any(f"reproduce.py {search.content['best']['run_id']}" in line for line in lines)
+
+
+def test_nothing_is_left_behind(search: Finished) -> None:
+    assert search.left == []
