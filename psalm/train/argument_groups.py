@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from psalm.model.configuration import PsalmConfig
 from psalm.train.distributed import name_single_process, without_compiled_collectives
@@ -142,6 +142,10 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     optim: str = field(default="adamw_torch", metadata={"help": "The optimizer."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    eval_strategy: IntervalStrategy | str = field(
+        default="steps", metadata={"help": "When to evaluate: every eval_steps, or only at the end (no)."}
+    )
+    eval_steps: float | None = field(default=500, metadata={"help": "Steps between evaluations."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model's weights at the end of the run."})
     gradient_checkpointing: bool = field(
@@ -150,6 +154,7 @@ class TrainingArguments(transformers.TrainingArguments):
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of gradient_checkpointing."}
     )
+    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
     report_to: str | list[str] | None = field(
         default="none",

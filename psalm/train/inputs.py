@@ -11,7 +11,6 @@ from psalm.data.builtin import resolve_root
 from psalm.data.checks import check_panoptic
 from psalm.data.coco_panoptic import SPLITS
 from psalm.data.errors import DataError
-from psalm.model.checkpoints import llm_hidden_size, read_tower_config, resolve_vision_tower
 from psalm.model.configuration import PsalmConfig
 from psalm.train.fields import SettingError, nearest
 
@@ -68,6 +67,9 @@ def _check_device(values: Mapping[str, Any]) -> None:
 
 
 def _check_model(values: Mapping[str, Any]) -> None:
+    # Here, because it brings the whole model: a setting that is wrong by itself is refused in half the time.
+    from psalm.model.checkpoints import llm_hidden_size, read_tower_config, resolve_vision_tower
+
     try:
         width = llm_hidden_size(values["model_name_or_path"])
         tower = read_tower_config(
