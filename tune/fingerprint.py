@@ -4,7 +4,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import platform
+import socket
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def source_files(folders: tuple[Path, ...] | None = None) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def source_fingerprint(files: dict[str, str]) -> str:
+def source_fingerprint(files: Mapping[str, str]) -> str:
     """One hash over the paths and bytes of ``source_files()``: equal only if every file is."""
     digest = hashlib.sha256()
     for path, content in sorted(files.items()):
@@ -95,3 +97,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def provenance(files: Mapping[str, str]) -> dict[str, str]:
+    """A run's tags that say what it is made with; ``files``: of ``source_files()``."""
+    git = git_state()
+    tags = {"source_fingerprint": source_fingerprint(files), "hostname": socket.gethostname()}
+    if git.commit is not None:
+        tags |= {"git_commit": git.commit, "git_dirty": str(git.dirty).lower()}
+    return tags | {f"version.{package}": version for package, version in versions().items()}

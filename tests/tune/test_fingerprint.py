@@ -1,6 +1,7 @@
 """A changed byte, name or file changes the fingerprint; git is asked, and may be absent."""
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tune import fingerprint
-from tune.fingerprint import GitState, git_state, source_files, source_fingerprint, versions
+from tune.fingerprint import GitState, git_state, provenance, source_files, source_fingerprint, versions
 
 
 @pytest.fixture
@@ -95,3 +96,12 @@ def test_versions_name_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     found = versions()
     assert set(found) == {"python", "torch"}
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_provenance_as_tags(package: Path) -> None:
+    files = source_files((package,))
+    tags = provenance(files)
+    assert tags["source_fingerprint"] == source_fingerprint(files)
+    assert tags["hostname"] == socket.gethostname()
+    assert tags["version.python"] == versions()["python"]
+    assert set(map(type, tags.values())) == {str}
