@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from psalm.data.samples import ClassInfo
@@ -97,7 +98,9 @@ def draw_curves(history: Mapping[str, Mapping[int, float]], path: str | Path) ->
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=7, ncols=3, framealpha=0.6)
+    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis_formatter(LogFormatter(labelOnlyBase=False))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

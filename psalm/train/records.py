@@ -7,8 +7,9 @@ a run; trackers are fed from them, at any time later and as often as needed. Kin
 settings ``values``: every resolved argument
 tags     ``values``: what identifies the run (fingerprints, versions, host, seed, sizes)
 metrics  ``step`` (global step), ``values`` {name: finite number}, ``not_finite``: names left out, if any
-event    ``event``: started | resumed | completed | failed; with ``step`` (resumed: the run goes on after it, so
-         that records of later steps written before are superseded), ``reason`` (failed)
+event    ``event``: started | resumed | completed | failed; with ``step`` (resumed: the run goes on after it),
+         ``reason`` (failed), ``bad_images`` (completed: images that were left out). A start supersedes all metrics
+         written before it, a resumption those of later steps
 artifact ``path``: file relative to the run's folder; ``folder``: where it belongs among a run's artifacts
 ======== ==================================================================================================
 """
@@ -102,19 +103,20 @@ def read_records(folder: str | os.PathLike[str], after: int = -1) -> Iterator[Re
 
 
 def metric_history(records: Iterable[Record]) -> dict[str, dict[int, float]]:
-    """``{name: {step: value}}`` in order of steps, without what a resumed run has repeated.
+    """``{name: {step: value}}`` in order of steps, without what was superseded.
 
     A run that resumed from the checkpoint of step s runs the steps after s again: values recorded for them before are
-    dropped.
+    dropped. One that started again in the same folder begins anew.
     """
     history: dict[str, dict[int, float]] = {}
     for record in records:
         if record["kind"] == "metrics":
             for name, value in record["values"].items():
                 history.setdefault(name, {})[record["step"]] = value
-        elif record["kind"] == "event" and record["event"] == "resumed":
+        elif record["kind"] == "event" and record["event"] in ("started", "resumed"):
+            kept = record["step"] if record["event"] == "resumed" else -1
             for steps in history.values():
-                for step in [step for step in steps if step > record["step"]]:
+                for step in [step for step in steps if step > kept]:
                     del steps[step]
     return {name: dict(sorted(steps.items())) for name, steps in history.items() if steps}
 

@@ -65,7 +65,11 @@ def train(
             records.event("failed", reason=f"{type(error).__name__}: {error}")
         raise
     if records is not None:
-        records.event("completed", step=trainer.state.global_step)
+        bad = [
+            *trainer.train_dataset.datasets[args.data.seg_task].dataset.bad_images,
+            *trainer.eval_dataset.dataset.bad_images,
+        ]
+        records.event("completed", step=trainer.state.global_step, **({"bad_images": bad} if bad else {}))
     return metrics
 
 

@@ -43,7 +43,7 @@ Settings = Callable[..., dict[str, Any]]
         ("eval_steps", 2.5, "eval_steps must be greater than 0, and whole from 1 on, but got 2.5; choose"),
         ("eval_strategy", "epoch", "eval_strategy must be one of no, steps, but got 'epoch'; choose one of them"),
         ("output_dir", 3, "output_dir must be text, but got 3; change its type"),
-        ("deepspeed", "zro2", "deepspeed must be a JSON file or a name, but there is no file 'zro2'; did you mean 'zero2'"),
+        ("deepspeed", "zro2", "deepspeed must be a JSON file or a name, but there is no file 'zro2'; did you mean 'ze"),
         ("hub_token", "secret", "hub_token is not an argument"),
     ],
 )  # fmt: skip
@@ -154,20 +154,9 @@ def test_warm_up_is_a_fraction_of_the_steps_unless_steps_are_given(settings: Set
 def test_command_line_and_config_file(settings: Settings, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(settings(learning_rate=1e-4, seed=5)))
-    args = parse_command_line(
-        [
-            "--config",
-            str(config),
-            "--learning-rate=1e-3",
-            "--gradient_checkpointing",
-            "--no_disable_tqdm",
-            "--version",
-            "llava_phi",
-            "--local_rank=0",
-            "--resume_from_checkpoint",
-            str(tmp_path),
-        ]  # fmt: skip
-    )
+    flags = ["--learning-rate=1e-3", "--gradient_checkpointing", "--no_disable_tqdm", "--version", "llava_phi"]
+    launched = ["--local_rank=0", "--resume_from_checkpoint", str(tmp_path)]
+    args = parse_command_line(["--config", str(config), *flags, *launched])
     assert (args.training.learning_rate, args.training.seed) == (1e-3, 5)
     assert args.training.gradient_checkpointing is True
     assert args.training.disable_tqdm is False

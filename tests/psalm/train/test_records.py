@@ -72,5 +72,13 @@ def test_history_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
     assert metric_history(read_records(tmp_path)) == {"loss": {10: 10.0, 20: 21.0}, "system/step_seconds": {10: 0.1}}
 
 
+def test_history_begins_anew_with_a_start(tmp_path: Path) -> None:
+    records = RunRecords(tmp_path)
+    records.metrics(0, {"eval_pq": 1.0})
+    records.event("started")
+    records.metrics(2, {"loss": 2.0})
+    assert metric_history(read_records(tmp_path)) == {"loss": {2: 2.0}}
+
+
 def test_missing_file_reads_as_nothing(tmp_path: Path) -> None:
     assert list(read_records(tmp_path)) == []

@@ -11,6 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from psalm.data.builtin import ensure_builtin
+from psalm.data.errors import BadImageError
 from psalm.train.arguments import Arguments, parse_settings
 from psalm.train.loss_window import TrainingDiverged
 from psalm.train.records import metric_history, read_records
@@ -154,6 +156,35 @@ def test_divergence_names_step_and_last_finite_values(arguments: Make) -> None:
     *_, last = read_records(args.training.output_dir)
     assert last["event"] == "failed"
     assert last["reason"].startswith("TrainingDiverged: loss is not finite at step 3")
+
+
+def test_mixed_precision_and_checkpointed_activations(arguments: Make) -> None:
+    args = arguments(max_steps=1, bf16=True, gradient_checkpointing=True)
+    train(args)
+    plain = arguments(max_steps=1, output_dir=args.training.output_dir + "-plain")
+    train(plain)
+    rounded, exact = (logged(a.training.output_dir)["loss"][1] for a in (args, plain))
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact
+
+
+def test_epochs_become_steps(arguments: Make) -> None:
+    trainer = build_trainer(arguments(max_steps=-1, num_train_epochs=2.5, gradient_accumulation_steps=2))
+    assert trainer.args.max_steps == 8, "2.5 x 12 images in steps of 2 x 2"
+
+
+def test_bad_images_are_left_out_and_counted(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    data = ensure_builtin(tmp_path / "data", train_images=4, val_images=2)
+    bad = [sorted((data / split).iterdir())[0] for split in ("train2017", "val2017")]
+    for image in bad:
+        image.write_bytes(image.read_bytes()[:100])
+    damaged = settings(panoptic_json_path=str(data), max_steps=3)
+    with pytest.raises(BadImageError, match=bad[0].name):
+        train(parse_settings(damaged))
+    metrics = train(parse_settings(damaged | {"skip_bad_images": True, "output_dir": str(tmp_path / "skip")}))
+    assert "eval_pq" in metrics
+    *_, last = read_records(tmp_path / "skip")
+    assert (last["event"], last["bad_images"]) == ("completed", [image.name for image in bad])
 
 
 def test_checkpoint_holds_what_evaluation_needs(arguments: Make) -> None:
