@@ -34,6 +34,9 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # Interrupts are handled here.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # On a busy machine Ray's own processes take longer to start than its raylet waits for them.
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_raylet_start_wait_time_s": "180",
     # A failed trial's reason is shown in one line; all of it is in error.txt in its folder.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

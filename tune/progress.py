@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune.board import Board, Status, TrialRow
+from tune.config import SearchConfig
 
 STYLES = {
     Status.RUNNING: "cyan",
@@ -77,13 +79,22 @@ def _metric(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"
 
 
+def announce(config: SearchConfig, folder: Path, console: Console) -> None:
+    """What will be searched, before it starts."""
+    console.print(f"Search {config.name}: {config.num_samples} trials of {config.max_steps} steps", style="bold")
+    for name, values in config.space.describe().items():
+        console.print(f"  {name}: {values}", markup=False, highlight=False)
+    for note in config.notes:
+        console.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"  in {folder}\n", markup=False, highlight=False, soft_wrap=True)
+
+
 class Progress:
     """Shows a board while the search runs: ``with Progress(board, console) as progress: ...``."""
 
     def __init__(self, board: Board, console: Console) -> None:
         self.board = board
         self.console = console
-        self._stage = "starting"
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -96,11 +107,9 @@ class Progress:
     ) -> None:
         self._live.stop()
 
-    def stage(self, text: str) -> None:
-        """What the search as a whole does now."""
-        self._stage = text
-        if not self.console.is_terminal:
-            self._line(text)
+    def note(self, text: str) -> None:
+        """Something to know about the search as a whole."""
+        self._line(text)
 
     def started(self, row: TrialRow) -> None:
         """A trial begins."""
@@ -137,7 +146,7 @@ class Progress:
         head = Text.assemble(
             (f"{board.name}  ", "bold"),
             f"{board.fraction:.0%} of {board.num_samples} trials  {clock(board.elapsed)}  ",
-            f"best {board.metric} {_metric(best.last)} (trial {best.number})" if best else self._stage,
+            f"best {board.metric} {_metric(best.last)} (trial {best.number})" if best else "",
         )
         bar = ProgressBar(total=1.0, completed=board.fraction, width=60)
         return Group(trial_table(board, board.trials.values(), self.console.width), head, bar)

@@ -74,5 +74,7 @@ def next_commands(run_id: str | None, tracking_uri: str, folder: Path) -> list[s
         look = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     if run_id is None:
         return [look, f"python -m tune.tracking sync {shlex.quote(str(folder))}"]
-    script = os.path.relpath(Path(__file__).with_name("reproduce.py"))
+    script = str(Path(__file__).with_name("reproduce.py"))
+    if Path(script).is_relative_to(Path.cwd()):
+        script = os.path.relpath(script)
     return [look, f"python {shlex.quote(script)} {run_id} --tracking-uri {shlex.quote(tracking_uri)}"]

@@ -7,6 +7,7 @@ from psalm.train.fields import SettingError
 from tune.board import Board
 from tune.config import check_data, load_config
 from tune.options import LOCAL, free_folder, parse_options, refuse
+from tune.progress import Progress, announce, create_console
 from tune.resources import this_machine
 from tune.results import print_results
 from tune.tracking import Tracker, TrackingError
@@ -31,20 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracker = Tracker(options.tracking_uri, folder, config.name)
         tracker.check()
         folder.mkdir()
-    except (SettingError, TrackingError) as mistake:
+    except (SettingError, TrackingError, FileExistsError) as mistake:
         return refuse(mistake)
 
+    console = create_console()
+    announce(config, folder, console)
     # Ray takes seconds to import: a mistake is told before.
     from ray import tune
 
     from tune.cluster import Interrupted, ray_session
     from tune.monitor import Monitor, concluded
-    from tune.progress import Progress, create_console
     from tune.schedulers import create_scheduler
     from tune.study import StudySearcher, create_study
     from tune.trial import TrialPlan, run_trial, trial_name
 
-    console = create_console()
     board = Board(config.name, config.metric, config.mode, config.max_steps, config.num_samples)
     plan = TrialPlan(folder, config.arguments, config.resources, config.metric)
     searcher = StudySearcher(create_study(config), config.space, config.metric, config.mode, config.max_steps)
@@ -56,15 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             Progress(board, console) as progress,
             ray_session(options.address, config.resources, machine, polled=True) as session,
         ):
+            at_once = config.resources.concurrency(session.nodes, config.max_concurrent)
+            progress.note(f"Ray is up; {at_once} at a time")
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.own_resources),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=config.num_samples,
+                    max_concurrent_trials=at_once,
                     trial_dirname_creator=trial_name,
                     trial_name_creator=trial_name,
-                    max_concurrent_trials=config.resources.concurrency(session.nodes, config.max_concurrent),
                 ),
                 run_config=tune.RunConfig(
                     name="ray",
@@ -76,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingError as mistake:
         return refuse(mistake)
     except Interrupted as interrupt:
+        console.print(f"Interrupted by {interrupt}", style="magenta")
         exit_code = interrupt.exit_code
     print_results(board, folder, options.tracking_uri, console)
     return exit_code or (0 if board.best else 1)
