@@ -224,6 +224,19 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return client.create_experiment(name, location)
 
 
+def check_experiment(client: MlflowClient, uri: str, name: str) -> None:
+    """An experiment that was deleted takes no runs. Raises TrackingError if this one was, or the store is away."""
+    try:
+        found = client.get_experiment_by_name(name)
+    except STORE_ERRORS as error:
+        raise TrackingError(f"tracking URI {public_uri(uri)!r}: {one_line(error)}") from error
+    if found is not None and found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"tracking URI {public_uri(uri)!r}: its experiment {name!r} was deleted; give the search another name or "
+            f"bring it back: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+
+
 def find_or_create(
     client: MlflowClient, experiment: str, name: str, started: float, mark: Mapping[str, str], tags: Mapping[str, str]
 ) -> str:

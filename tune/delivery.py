@@ -98,8 +98,6 @@ class Delivery:
             self._artifacts[record["path"], record["folder"]] = None
         elif kind == "event" and record["event"] == "resumed":
             self._tags["resumed_after_step"] = record["step"]
-        elif kind == "event" and record["event"] == "failed":
-            self._tags["reason"] = record.get("reason", "")
         self._seen = record["n"]
 
     def _new_points(self, record: Record) -> list[Metric]:

@@ -1,7 +1,9 @@
 """Repeat a run from its MLflow record alone, and prove that it is the same: ``python tune/reproduce.py RUN_ID``."""
 
 import argparse
+import dataclasses
 import json
+import socket
 import sys
 import tempfile
 import time
@@ -221,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"reproduce.py: {one_line(error)}\n")
         return REFUSED
     console.print(f"Run {record.name} ({record.run_id}), {record.ending}", soft_wrap=True, highlight=False)
+    if record.tags.get("hostname") != socket.gethostname():
+        console.print(f"  note: recorded on {record.tags.get('hostname')}; another processor may round differently")
     for line in found:
         console.print(f"  differs  {line}", style="red", soft_wrap=True, highlight=False, markup=False)
     if found and not options.allow_differences:
@@ -238,6 +242,9 @@ def repeat_and_compare(
     from tune.repetition import repeat
 
     tags = {"kind": "reproduction", "reproduces": record.run_id} | provenance(files)
+    tags |= {name: str(value) for name, value in dataclasses.asdict(record.resources).items()}
+    if record.stopped_at is not None:
+        tags["early_stopped"] = "true"
     mark = {"run_key": uuid.uuid4().hex}
     run_id = find_or_create(client, record.experiment_id, f"reproduction of {record.name}", time.time(), mark, tags)
     status, verdict = "FAILED", "failed"

@@ -22,6 +22,7 @@ from tune.connection import (
     Patience,
     absolute_uri,
     add_missing_params,
+    check_experiment,
     connect,
     describe,
     experiment_id,
@@ -80,13 +81,7 @@ class Tracker:
             TrackingError: within seconds; one line says what is wrong and what to do.
         """
         client = connect(self.uri)
-        name = self._ledger.name
-        found = client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"tracking URI {public_uri(self.uri)!r}: its experiment {name!r} was deleted; give the search another "
-                f"name or bring it back: mlflow experiments restore --experiment-id {found.experiment_id}"
-            )
+        check_experiment(client, self.uri, self._ledger.name)
         self._client = client
 
     def start_search(self, config: Mapping[str, Any]) -> str | None:
