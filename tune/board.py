@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tune.space import Value
+from tune.parameters import Value
 
 
 class Status(StrEnum):

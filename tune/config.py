@@ -9,9 +9,10 @@ from typing import Any
 
 from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings
 from tune.errors import SearchError
+from tune.parameters import Parameter, Value, parse_parameter
 from tune.reading import Section, read_yaml
 from tune.resources import TrialResources
-from tune.space import Parameter, SearchSpace, Value, parse_parameter
+from tune.space import SearchSpace
 
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("asha", "none")

@@ -9,7 +9,8 @@ import pytest
 from psalm.train.arguments import check_setting, check_settings
 from psalm.train.fields import SettingError
 from tune.errors import SearchError
-from tune.space import Choice, Real, SearchSpace, Whole, parse_parameter
+from tune.parameters import Choice, Real, Whole, parse_parameter
+from tune.space import SearchSpace
 
 FIXED = {"mm_hidden_dim": 64, "mm_n_heads": 8, "conv_dim": 64, "hidden_dim": 64, "num_heads": 8}
 

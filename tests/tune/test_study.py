@@ -13,7 +13,8 @@ from ray.tune.search import ConcurrencyLimiter
 
 from tune.config import SamplerConfig, SearchConfig, load_config
 from tune.options import DEFAULT_CONFIG
-from tune.space import Real, SearchSpace
+from tune.parameters import Real
+from tune.space import SearchSpace
 from tune.study import STEP, StudySearcher, create_study
 
 METRIC = "eval_pq"
