@@ -2,8 +2,12 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 
 def name_single_process() -> None:
@@ -24,6 +28,26 @@ def name_single_process() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+@contextmanager
+def whole_weights(args: TrainingArguments) -> Iterator[None]:
+    """Models that are built inside have all their weights, also under ZeRO-3, which shards them when training begins.
+
+    transformers would shard the language model while it is built, but not what is around it, nor weights loaded later.
+    """
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.deepspeed is not None:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def leave_process_group() -> None:
+    """Ends this process's part in the group, where a process is about to end: libraries complain or abort otherwise."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def without_compiled_collectives() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate import PartialState
+
 from psalm.data.coco_panoptic import SPLITS, Split
 from psalm.data.collator import Collator
 from psalm.data.examples import PanopticEvaluation
@@ -17,6 +19,7 @@ from psalm.data.prompts import PromptBuilder
 from psalm.model.checkpoints import load_model
 from psalm.train.arguments import SettingError, argument_fields, check_settings, parse_settings
 from psalm.train.command_line import read_flags
+from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
 from psalm.train.train import load_split
 from psalm.train.trainer import SETTINGS_FILE, PsalmTrainer
@@ -91,8 +94,10 @@ def main() -> None:
     except SettingError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None
-    for name, value in metrics.items():
-        sys.stdout.write(f"{name} {value:.4f}\n")
+    if PartialState().is_main_process:
+        for name, value in metrics.items():
+            sys.stdout.write(f"{name} {value:.4f}\n")
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from psalm.model.checkpoints import build_model
 from psalm.model.language_model.llava_phi import set_trainable, startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
+from psalm.train.distributed import leave_process_group, whole_weights
 from psalm.train.fields import SettingError
 from psalm.train.fingerprints import run_tags
 from psalm.train.inputs import config_overrides
@@ -77,9 +78,10 @@ def build_trainer(args: Arguments) -> PsalmTrainer:
     """Model, data and trainer of a run; nothing has been trained yet. Seeds whatever draws numbers."""
     set_seed(args.training.seed)
     model_args = vars(args.model)
-    model, tokenizer = build_model(
-        args.model.model_name_or_path, args.model.vision_tower, args.model.swin_type, **config_overrides(model_args)
-    )
+    with whole_weights(args.training):
+        model, tokenizer = build_model(
+            args.model.model_name_or_path, args.model.vision_tower, args.model.swin_type, **config_overrides(model_args)
+        )
     set_trainable(
         model,
         **{
@@ -175,6 +177,7 @@ def main() -> None:
     metrics = train(args, resume_from_checkpoint=args.training.resume_from_checkpoint)
     if args.training.process_index == 0:
         sys.stdout.write(" ".join(f"{name}={value:.2f}" for name, value in metrics.items()) + "\n")
+    leave_process_group()
 
 
 if __name__ == "__main__":
