@@ -21,6 +21,7 @@ from psalm.train.arguments import SettingError, argument_fields, check_settings,
 from psalm.train.command_line import read_flags
 from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
+from psalm.train.quiet import quiet_libraries
 from psalm.train.train import load_split
 from psalm.train.trainer import SETTINGS_FILE, PsalmTrainer
 
@@ -43,10 +44,12 @@ def evaluate_checkpoint(
         SettingError: the folder is no checkpoint, or a changed setting cannot be used.
         ValueError: weights or data are missing.
     """
+    quiet_libraries()
     checkpoint = Path(checkpoint).resolve()
     of_run = {"deepspeed": None, "output_dir": str(checkpoint)}
     settings = check_settings(read_settings(checkpoint) | of_run | dict(changes or {}))
     model, tokenizer = load_model(checkpoint)
+    model.float()  # DeepSpeed saves what it computed with; precision is now the trainer's business, as in training
     model.zero_deformable_tokens = zero_deformable_tokens
     data = load_split(settings, split)
     trainer = PsalmTrainer(
