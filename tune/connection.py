@@ -214,6 +214,10 @@ def set_running(client: MlflowClient, run_id: str, stale_tags: Sequence[str]) ->
             client.delete_tag(run_id, name)
 
 
+MODEL_TRAINING = "custom_model_development"
+"""MLflow's pages show an experiment of this kind with charts of its runs, not as traces of an application."""
+
+
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment of that name, made if need be; beside a SQLite database it keeps its files in ``mlartifacts``."""
     found = client.get_experiment_by_name(name)
@@ -221,7 +225,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         return found.experiment_id
     path = sqlite_path(uri)
     location = None if path is None else (path.parent / "mlartifacts" / name).as_uri()
-    return client.create_experiment(name, location)
+    return client.create_experiment(name, location, tags={"mlflow.experimentKind": MODEL_TRAINING})
 
 
 def check_experiment(client: MlflowClient, uri: str, name: str) -> None:
