@@ -14,7 +14,7 @@ from psalm.train.train import train
 from tune.cluster import ray_session
 from tune.options import LOCAL
 from tune.resources import TrialResources, this_machine
-from tune.trial import TrialPlan, reason_of
+from tune.trial import TrialPlan, picklable_errors, reason_of
 
 
 class StopAt(TrainerCallback):
@@ -60,6 +60,7 @@ def repeat(settings: Mapping[str, Any], resources: TrialResources, folder: Path,
 
 
 def repeat_worker(config: Mapping[str, Any]) -> None:
-    """What every worker runs."""
+    """What every worker runs; any failure leaves as a TrialError with its reason."""
     stop_at = config["stop_at"]
-    train(parse_settings(config["settings"]), callbacks=[] if stop_at is None else [StopAt(stop_at)])
+    with picklable_errors():
+        train(parse_settings(config["settings"]), callbacks=[] if stop_at is None else [StopAt(stop_at)])

@@ -202,7 +202,7 @@ class MaskedAttentionPredictor(nn.Module):
             L + 1 predictions: before the first layer, then after each; the last is final.
         """
         keys, values = self._attended_levels(multi_scale)
-        query_positions = self.query_embed.weight[None]
+        query_positions = _rows(self.query_embed)[None]
         pixels = mask_features.flatten(2)
 
         def predict(queries: Tensor) -> Prediction:
@@ -234,7 +234,7 @@ class MaskedAttentionPredictor(nn.Module):
     def _attended_levels(self, multi_scale: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each level, [B, h * w, E]; keys know where they are."""
         keys, values = [], []
-        for features, project, embedding in zip(multi_scale, self.input_proj, self.level_embed.weight, strict=True):
+        for features, project, embedding in zip(multi_scale, self.input_proj, _rows(self.level_embed), strict=True):
             projected = project(features)
             value = projected.flatten(2).transpose(1, 2) + embedding
             values.append(value)
@@ -244,6 +244,12 @@ class MaskedAttentionPredictor(nn.Module):
     def _region_logits(self, normed: Tensor, region_embeddings: Sequence[Tensor]) -> list[Tensor]:
         projected = self.REGION_proj(normed)
         return [regions @ queries.mT for regions, queries in zip(region_embeddings, projected, strict=True)]
+
+
+def _rows(table: nn.Embedding) -> Tensor:
+    """All rows of a table, read by calling it: ZeRO-3 gathers a module's weights only around its own call."""
+    rows: Tensor = table(torch.arange(table.num_embeddings, device=table.weight.device))
+    return rows
 
 
 @torch.no_grad()

@@ -6,6 +6,32 @@ Legend: B batch, h w size of res5, n = ceil(h / 2) * ceil(w / 2) tokens, D width
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOMENTUM = 0.1
+"""Share of a batch in the running statistics."""
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Normalises in the type of its statistics, which mixed precision (DeepSpeed's) keeps in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Map [B, C, h, w] to the same shape and type."""
+        assert self.running_mean is not None
+        assert self.num_batches_tracked is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        kind = self.running_mean.dtype
+        normed = F.batch_norm(
+            input.to(kind),
+            self.running_mean,
+            self.running_var,
+            self.weight.to(kind),
+            self.bias.to(kind),
+            self.training,
+            MOMENTUM,
+            self.eps,
+        )
+        return normed.to(input.dtype)
+
 
 class ResidualBlock(nn.Module):
     """Residual block of stride 2 that applies its second convolution twice, as PSALM's weights were trained."""
@@ -13,11 +39,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, input_dim: int, planes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_dim, planes, kernel_size=3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = BatchNorm(planes)
         self.conv2 = nn.Conv2d(planes, planes, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm(planes)
         self.downsample = nn.Sequential(
-            nn.Conv2d(input_dim, planes, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(planes)
+            nn.Conv2d(input_dim, planes, kernel_size=1, stride=2, bias=False), BatchNorm(planes)
         )
 
     def forward(self, features: Tensor) -> Tensor:
