@@ -70,7 +70,6 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_commit_and_changes(package: Path) -> None:
     root = package.parent
     git(root, "init", "-q")
