@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings
+from psalm.train.fields import nearest
+from psalm.train.tasks import metric_names
 from tune.errors import SearchError
 from tune.parameters import Parameter, Value, parse_parameter
 from tune.reading import Section, read_yaml
@@ -108,7 +110,7 @@ def load_config(
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
     config = SearchConfig(
         name=file.name("name"),
-        metric=file.word("metric"),
+        metric=_metric(file, arguments, space),
         mode=file.choice("mode", ("max", "min"), "max"),
         num_samples=file_samples if num_samples is None else num_samples,
         max_concurrent=file_concurrent if max_concurrent is None else max_concurrent,
@@ -141,6 +143,17 @@ def check_data(config: SearchConfig) -> None:
         if words not in tried:
             tried.append(words)
             check_inputs(config.arguments | setting)
+
+
+def _metric(file: Section, arguments: Mapping[str, Any], space: SearchSpace) -> str:
+    """The metric that is searched: by default what a run with these tasks is judged by; every trial must have it."""
+    defaults = {name: field.default for name, field in argument_fields().items()}
+    allowed = [metric_names(defaults | arguments | setting) for setting in space.examples()]
+    metric = file.get("metric", allowed[0][0])
+    if not isinstance(metric, str) or any(metric not in names for names in allowed):
+        shared = [name for name in allowed[0] if all(name in names for names in allowed)]
+        raise file.fail("metric", metric, f"a metric of every trial: {', '.join(shared)}{nearest(str(metric), shared)}")
+    return metric
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 Layout below the returned root: ``annotations/panoptic_{split}2017.json`` with its PNGs in a folder of that name,
 ``annotations/instances_{split}2017.json`` (things only, RLE), ``annotations/attributes_{split}2017.json`` (what each
-object looks like and where it lies), ``{split}2017/*.jpg``.
+object looks like and where it lies), ``{split}2017/*.jpg``. In the formats that PSALM reads, made from these:
+``refer_{split}_psalm.json`` (expressions), ``coco_interactive_{split}_psalm.json`` (visual prompts) and
+``coco_cross_{split}.json`` (pairs of images).
 """
 
 import json
@@ -18,13 +20,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psalm.data.errors import DataError
+from psalm.data.expressions import refer_records
+from psalm.data.make_cross_image import cross_image_records
+from psalm.data.make_interactive import interactive_records
 from psalm.data.scenes import STUFF_CLASSES, THING_CLASSES, Scene, draw_scene
 
 logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 """The name that stands for this data set where a path is asked for."""
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same seed gives other bytes, so that an old cache is not taken for the new data."""
 SEED = 0
 TRAIN_IMAGES = 256
@@ -34,6 +39,9 @@ CACHE_VARIABLE = "PSALM_CACHE"
 
 FIRST_STUFF_ID = 101
 """Category ids have a gap between things and stuff, as COCO's have."""
+PAIRS_PER_IMAGE = 1
+ABSENT_SHARE = 0.1
+"""Of the pairs: a category is asked for that the target image does not have."""
 SPLITS = {"train": 1, "val": 2}
 """Each split draws from a stream of its own and numbers its images from its own hundred thousand."""
 
@@ -110,7 +118,7 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
     maps = root / "annotations" / f"panoptic_{name}"
     images.mkdir(parents=True)
     maps.mkdir(parents=True)
-    image_records, panoptic, instances, attributes = [], [], [], []
+    image_records, panoptic, instances, attributes, expressions = [], [], [], [], []
     for index in range(count):
         rng = np.random.default_rng([seed, SPLITS[split], index])
         scene = draw_scene(rng)
@@ -120,17 +128,26 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
         Image.fromarray(scene.image).save(images / f"{stem}.jpg", quality=95, subsampling=0)
         Image.fromarray(_id_to_rgb(segment_map)).save(maps / f"{stem}.png")
         height, width = segment_map.shape
-        image_records.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
+        image_record = {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
+        image_records.append(image_record)
         panoptic.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments})
         things = segments[: len(ids)]
-        instances += [_instance(image_id, index_, segment_map, segment) for index_, segment in enumerate(things)]
-        attributes.append({"image_id": image_id, "objects": _attributes(scene, ids)})
+        objects = _attributes(scene, ids)
+        annotations = [_instance(image_id, number, segment_map, segment) for number, segment in enumerate(things)]
+        instances += annotations
+        attributes.append({"image_id": image_id, "objects": objects})
+        expressions += refer_records(image_record, objects, annotations)
     shared = {"info": {"description": f"built-in data set, format {FORMAT}, seed {seed}"}, "images": image_records}
     folder = root / "annotations"
     _dump(folder / f"panoptic_{name}.json", {**shared, "annotations": panoptic, "categories": CATEGORIES})
     thing_categories = CATEGORIES[: len(THING_CLASSES)]
-    _dump(folder / f"instances_{name}.json", {**shared, "annotations": instances, "categories": thing_categories})
+    coco_instances = {**shared, "annotations": instances, "categories": thing_categories}
+    _dump(folder / f"instances_{name}.json", coco_instances)
     _dump(folder / f"attributes_{name}.json", {**shared, "scenes": attributes})
+    _dump(root / f"refer_{split}_psalm.json", expressions)
+    _dump(root / f"coco_interactive_{split}_psalm.json", [*interactive_records(coco_instances, seed)])
+    pairs = cross_image_records(coco_instances, PAIRS_PER_IMAGE, absent_share=ABSENT_SHARE, seed=seed)
+    _dump(root / f"coco_cross_{split}.json", [*pairs])
 
 
 def _segments(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]], list[int]]:
@@ -198,5 +215,5 @@ def _id_to_rgb(segment_map: np.ndarray) -> np.ndarray:
     return np.stack([segment_map & 255, (segment_map >> 8) & 255, segment_map >> 16], axis=-1).astype(np.uint8)
 
 
-def _dump(path: Path, content: dict[str, Any]) -> None:
+def _dump(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")))

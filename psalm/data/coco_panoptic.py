@@ -6,27 +6,22 @@ Below the root: ``annotations/panoptic_{split}2017.json``; its PNGs in ``panopti
 Letters: H W height and width.
 """
 
-import logging
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
+from psalm.constants import PANOPTIC
 from psalm.data.coco_format import PanopticIndex, read_panoptic_json
-from psalm.data.errors import BadImageError, DataError
-from psalm.data.images import file_problem, read_image, read_segment_map
+from psalm.data.dataset import SPLITS, File, Split, TaskData
+from psalm.data.errors import DataError
+from psalm.data.images import read_image, read_segment_map
 from psalm.data.masks import id_counts
 from psalm.data.samples import ClassInfo, PanopticRecord, Segment
 
-logger = logging.getLogger(__name__)
-
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
 VOID = 0
-DECODING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -44,54 +39,75 @@ def locate_panoptic(root: str | Path, split: Split, image_folder: str | Path | N
     Args:
         root: folder with ``annotations/``.
         split: "train" or "val".
-        image_folder: folder with the images, or with ``{split}2017/`` in it; None looks below the root.
+        image_folder: see ``locate_images``.
 
     Raises:
         ValueError: another split.
         DataError: something is missing; says what, and where it is expected.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}")
-    root = Path(root).expanduser()
-    name = f"{split}2017"
-    annotations = root / "annotations" / f"panoptic_{name}.json"
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder: a folder with annotations/panoptic_{name}.json in it is expected")
-    if not annotations.is_file():
-        raise DataError(f"{annotations} is missing: COCO panoptic JSON is expected there")
-    maps = (root / "annotations" / f"panoptic_{name}", root / f"panoptic_{name}")
-    given = None if image_folder is None else Path(image_folder).expanduser()
-    images = (root / name,) if given is None else (given / name, given)
+    annotations = locate_annotations(root, split, "panoptic")
+    folders = (annotations.parent / annotations.stem, annotations.parent.parent / annotations.stem)
     return PanopticFiles(
         annotations,
-        maps=_first_folder(f"the panoptic PNGs of the {split} split", maps),
-        images=_first_folder(f"the images of the {split} split", images),
+        maps=first_folder(f"the panoptic PNGs of the {split} split", folders),
+        images=locate_images(root, split, image_folder),
     )
 
 
-def _first_folder(what: str, candidates: tuple[Path, ...]) -> Path:
+def locate_annotations(root: str | Path, split: Split, kind: str) -> Path:
+    """``annotations/{kind}_{split}2017.json`` below the root; raises as ``locate_panoptic`` does."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}")
+    root = Path(root).expanduser()
+    path = root / "annotations" / f"{kind}_{split}2017.json"
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: a folder with annotations/{path.name} in it is expected")
+    if not path.is_file():
+        raise DataError(f"{path} is missing: COCO {kind} JSON is expected there")
+    return path
+
+
+def locate_images(root: str | Path, split: Split, image_folder: str | Path | None = None) -> Path:
+    """The folder of a split's images.
+
+    Args:
+        root: folder with ``{split}2017/``.
+        split: "train" or "val".
+        image_folder: folder with the images, or with ``{split}2017/`` in it; None looks below the root.
+
+    Raises:
+        DataError: it is missing; says where it is expected.
+    """
+    name = f"{split}2017"
+    given = None if image_folder is None else Path(image_folder).expanduser()
+    folders = (Path(root).expanduser() / name,) if given is None else (given / name, given)
+    return first_folder(f"the images of the {split} split", folders)
+
+
+def first_folder(what: str, candidates: Sequence[Path]) -> Path:
+    """The first of the folders that exists; raises DataError if none does."""
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
     raise DataError(f"{what} are missing: a folder {' or '.join(map(str, candidates))} is expected")
 
 
-class PanopticDataset:
-    """The images of one split with their panoptic ground truth; reads only.
+class PanopticData(TaskData):
+    """The images of one split with their panoptic ground truth.
 
-    Copies of it in data-loader workers are light: the annotations are parsed once per process. What they learn about
-    bad images is shared with the process that made them.
+    Copies of it in data-loader workers are light: the annotations are parsed once per process.
 
     Args:
         root: folder in official layout.
         split: "train" or "val".
-        image_folder: see ``locate_panoptic``.
-        skip_bad_images: whether whoever iterates passes over images that are missing or truncated. The data set still
-            raises BadImageError for them; it logs each one once and counts it in ``bad_images``.
+        image_folder: see ``locate_images``.
+        skip_bad_images: see ``TaskData``.
 
     Raises:
         DataError: a file or folder is missing, or the JSON is not COCO panoptic format.
     """
+
+    task = PANOPTIC
 
     def __init__(
         self,
@@ -100,25 +116,20 @@ class PanopticDataset:
         image_folder: str | Path | None = None,
         skip_bad_images: bool = False,
     ) -> None:
-        self.split = split
-        self.skip_bad_images = skip_bad_images
-        self.files = locate_panoptic(root, split, image_folder)
-        self._index = read_panoptic_json(self.files.annotations)
-        self._bad = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+        self.located = locate_panoptic(root, split, image_folder)
+        self._index = read_panoptic_json(self.located.annotations)
+        super().__init__(len(self._index.image_ids), skip_bad_images)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_index"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._index = read_panoptic_json(self.files.annotations)
-
-    def __len__(self) -> int:
-        return len(self._index.image_ids)
+        self._index = read_panoptic_json(self.located.annotations)
 
     @property
     def index(self) -> PanopticIndex:
-        """The checked annotations."""
+        """The checked annotations, by row."""
         return self._index
 
     @property
@@ -129,97 +140,67 @@ class PanopticDataset:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """The image id of every sample."""
-        return self._index.image_ids
+        return tuple(self._index.image_ids[row] for row in self.rows)
 
     @property
-    def bad_images(self) -> tuple[str, ...]:
-        """File names of the images found missing or truncated so far, in this process or its workers."""
-        return tuple(self._index.image_names[index] for index in self._bad.nonzero().flatten().tolist())
+    def annotation_files(self) -> tuple[Path, ...]:
+        """See ``TaskData``."""
+        return (self.located.annotations,)
 
-    def record(self, index: int) -> PanopticRecord:
-        """Reads image and ground truth of a sample.
+    def read_row(self, row: int) -> PanopticRecord:
+        """See ``TaskData``."""
+        segment_map, segments = self.truth_of_row(row)
+        image_file, map_file = self.files_of_row(row)
+        image = read_image_like(image_file.path, segment_map, map_file.path)
+        return PanopticRecord(self._index.image_ids[row], self._index.image_names[row], image, segment_map, segments)
 
-        Raises:
-            BadImageError: image or PNG is missing or truncated.
-            DataError: image, PNG and annotations do not agree.
-        """
-        segment_map, segments = self.truth(index)
-        image = self._read(index, lambda: read_image(self.image_path(index)))
-        if image.shape[:2] != segment_map.shape:
-            raise DataError(
-                f"{self.map_path(index)} is {_size(segment_map)}, "
-                f"but its image {self.image_path(index)} is {_size(image)}"
-            )
-        return PanopticRecord(self.image_ids[index], self._index.image_names[index], image, segment_map, segments)
+    def check_row(self, row: int) -> None:
+        """See ``TaskData``."""
+        self.truth_of_row(row)
+
+    def files_of_row(self, row: int) -> tuple[File, ...]:
+        """See ``TaskData``."""
+        return (
+            File("image", self.located.images / self._index.image_names[row]),
+            File("panoptic PNG", self.located.maps / self._index.map_names[row]),
+        )
 
     def truth(self, index: int) -> tuple[np.ndarray, tuple[Segment, ...]]:
         """The ground truth of a sample alone: (segment map int32 [H, W], its segments); raises as ``record`` does."""
-        segment_map = self._read(index, lambda: read_segment_map(self.map_path(index)))
+        return self.truth_of_row(int(self.rows[index]))
+
+    def truth_of_row(self, row: int) -> tuple[np.ndarray, tuple[Segment, ...]]:
+        """The same by row."""
+        path = self.located.maps / self._index.map_names[row]
+        segment_map = read_segment_map(path)
         areas = id_counts(segment_map)
-        rows = slice(self._index.offsets[index], self._index.offsets[index + 1])
-        segment_ids = self._index.segment_ids[rows].tolist()
-        path, record = self.map_path(index), f"image {self.image_ids[index]} of {self.files.annotations}"
+        columns = slice(self._index.offsets[row], self._index.offsets[row + 1])
+        segment_ids = self._index.segment_ids[columns].tolist()
+        place = f"segments_info of image {self._index.image_ids[row]} of {self.located.annotations}"
         for segment_id in areas.keys() - {VOID, *segment_ids}:
-            raise DataError(f"{path} has pixels of id {segment_id}, which is not in segments_info of {record}")
+            raise DataError(f"{path} has pixels of id {segment_id}, which is not in {place}")
         for segment_id in set(segment_ids) - areas.keys():
-            raise DataError(f"{path} has no pixel of id {segment_id}, which is in segments_info of {record}")
+            raise DataError(f"{path} has no pixel of id {segment_id}, which is in {place}")
         segments = tuple(
             Segment(segment_id, category, self.classes[category].isthing, crowd, areas[segment_id])
             for segment_id, category, crowd in zip(
-                segment_ids, self._index.categories[rows].tolist(), self._index.crowds[rows].tolist(), strict=True
+                segment_ids, self._index.categories[columns].tolist(), self._index.crowds[columns].tolist(), strict=True
             )
         )
         return segment_map, segments
 
-    def image_path(self, index: int) -> Path:
-        """The image file of a sample."""
-        return self.files.images / self._index.image_names[index]
 
-    def map_path(self, index: int) -> Path:
-        """The panoptic PNG of a sample."""
-        return self.files.maps / self._index.map_names[index]
+def read_image_like(path: Path, label_map: np.ndarray, map_path: Path) -> np.ndarray:
+    """An image as uint8 [H, W, 3], which must be of the size of its map [H, W].
 
-    def good_indices(self) -> list[int]:
-        """The samples to evaluate on: all, or, with ``skip_bad_images``, those whose two files decode.
-
-        The latter reads every file once, so that every rank leaves out the same images.
-
-        Raises:
-            DataError: none is left.
-        """
-        if not self.skip_bad_images:
-            return list(range(len(self)))
-        with ThreadPoolExecutor(DECODING_THREADS) as threads:
-            problems = list(threads.map(lambda index: self.problem(index, thorough=True), range(len(self))))
-        for index, problem in enumerate(problems):
-            if problem is not None:
-                self._note(index, problem)
-        good = [index for index, problem in enumerate(problems) if problem is None]
-        if not good:
-            raise DataError(f"every image in {self.files.images} is missing or truncated, e.g. {problems[0]}")
-        return good
-
-    def problem(self, index: int, thorough: bool = False) -> str | None:
-        """What is wrong with a sample's files, in one line that names the file, or None; see ``file_problem``."""
-        for what, path in (("image", self.image_path(index)), ("panoptic PNG", self.map_path(index))):
-            problem = file_problem(path, thorough)
-            if problem is not None:
-                return f"{what} {path} {problem}"
-        return None
-
-    def _read(self, index: int, read: Any) -> np.ndarray:
-        try:
-            return read()
-        except BadImageError as error:
-            self._note(index, str(error))
-            raise
-
-    def _note(self, index: int, problem: str) -> None:
-        """Counts a bad image, and logs it the first time."""
-        if not self._bad[index]:
-            self._bad[index] = True
-            if self.skip_bad_images:
-                logger.warning("skipped: %s", problem)
+    Raises:
+        BadImageError: missing or truncated.
+        DataError: of another size; names both files.
+    """
+    image = read_image(path)
+    if image.shape[:2] != label_map.shape:
+        raise DataError(f"{map_path} is {_size(label_map)}, but its image {path} is {_size(image)}")
+    return image
 
 
 def _size(pixels: np.ndarray) -> str:

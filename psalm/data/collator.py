@@ -1,7 +1,7 @@
 """Examples of one task -> one batch of padded tensors.
 
-Letters: B batch, S padded side, L sequence length, C classes incl. background, K tokens of a class name,
-N segments of an image.
+Letters: B batch, S padded side, L sequence length, C what a prompt asks for in words (classes incl. background, or one
+expression), W tokens of it, N masks of an image, K regions of an image.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,15 @@ Batch = dict[str, Any]
 class Collator:
     """Pads the examples of one task to one batch.
 
-    The batch holds: ``task`` str; ``pixel_values`` float32 [B, 3, S, S]; ``image_sizes`` and ``original_sizes``
+    Every batch holds: ``task`` str; ``pixel_values`` float32 [B, 3, S, S]; ``image_sizes`` and ``original_sizes``
     int64 [B, 2] as (height, width); ``sample_ids`` and ``random_keys`` int64 [B]; ``input_ids`` int64 [B, L] padded
-    with ``pad_token_id``, ``attention_mask`` bool [B, L]; ``class_ids`` int64 [B, C, K] padded alike, ``class_mask``
-    bool [B, C, K]; ``prompt_length`` int, the longest prompt's text and class name tokens; ``class_order``
-    int64 [B, C-1]; ``mask_labels`` B tensors bool [N, S, S] and ``class_labels`` B tensors int64 [N].
+    with ``pad_token_id``, ``attention_mask`` bool [B, L]; ``prompt_length`` int, the most text and prompt tokens of one
+    example (a region is one token); ``mask_labels`` B tensors bool [N, S, S].
+
+    Tasks that ask in words have besides: ``prompt_ids`` int64 [B, C, W] padded alike, ``prompt_mask`` bool [B, C, W].
+    Tasks with classes: ``class_order`` int64 [B, C-1] and ``class_labels`` B tensors int64 [N]. Tasks with regions:
+    ``region_masks`` B tensors bool [K, S, S], ``region_labels`` B tensors int64 [K], and where the regions lie on
+    another image ``prompt_pixel_values`` float32 [B, 3, S, S].
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -39,34 +43,55 @@ class Collator:
         tasks = {example.task for example in examples}
         if len(tasks) != 1:
             raise ValueError(f"a batch holds examples of exactly one task, but got {sorted(tasks)}")
-        classes = {len(example.class_ids) for example in examples}
-        if len(classes) != 1:
-            raise ValueError(f"examples of a batch must list equally many classes, but got {sorted(classes)}")
         input_ids, attention_mask = self._pad([example.input_ids for example in examples])
-        names = [name for example in examples for name in example.class_ids]
-        class_ids, class_mask = self._pad(names) if names else (torch.zeros(0, 0).long(), torch.zeros(0, 0).bool())
-        shape_BCK = (len(examples), classes.pop(), class_ids.shape[1])
-        class_mask = class_mask.reshape(shape_BCK)
-        text = (attention_mask & (input_ids >= 0)).sum(1)
-        return {
+        tokens = (attention_mask & (input_ids >= 0)).sum(1)
+        batch = {
             "task": tasks.pop(),
             "pixel_values": torch.stack([example.pixel_values for example in examples]),
             "image_sizes": torch.tensor([example.image_size for example in examples]),
             "original_sizes": torch.tensor([example.original_size for example in examples]),
             "sample_ids": torch.tensor([example.sample_id for example in examples]),
+            "random_keys": torch.tensor([example.random_key for example in examples]),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "class_ids": class_ids.reshape(shape_BCK),
-            "class_mask": class_mask,
-            "prompt_length": int((text + class_mask.sum((1, 2))).max()),
-            "class_order": torch.stack([example.class_order for example in examples]),
             "mask_labels": [example.masks for example in examples],
-            "class_labels": [example.labels for example in examples],
-            "random_keys": torch.tensor([example.random_key for example in examples]),
         }
+        if examples[0].region_masks is None:
+            batch |= self._words(examples)
+            tokens = tokens + batch["prompt_mask"].sum((1, 2))
+        else:
+            batch |= _regions(examples)
+            tokens = tokens + torch.tensor([len(masks) for masks in batch["region_masks"]])
+        if examples[0].class_order is not None:
+            batch["class_order"] = torch.stack([_given(example.class_order) for example in examples])
+            batch["class_labels"] = [example.labels for example in examples]
+        return batch | {"prompt_length": int(tokens.max())}
+
+    def _words(self, examples: Sequence[Example]) -> Batch:
+        counts = {len(example.prompt_ids) for example in examples}
+        if len(counts) != 1:
+            raise ValueError(f"examples of a batch must list equally many classes, but got {sorted(counts)}")
+        ids, mask = self._pad([words for example in examples for words in example.prompt_ids])
+        shape_BCW = (len(examples), counts.pop(), ids.shape[1])
+        return {"prompt_ids": ids.reshape(shape_BCW), "prompt_mask": mask.reshape(shape_BCW)}
 
     def _pad(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Rows of different lengths -> (int64 [rows, longest], bool mask of what is not padding)."""
         padded = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def _regions(examples: Sequence[Example]) -> Batch:
+    batch: Batch = {
+        "region_masks": [_given(example.region_masks) for example in examples],
+        "region_labels": [_given(example.region_labels) for example in examples],
+    }
+    if examples[0].prompt_pixel_values is not None:
+        batch["prompt_pixel_values"] = torch.stack([_given(example.prompt_pixel_values) for example in examples])
+    return batch
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "all examples of a task have the same fields"
+    return tensor

@@ -3,6 +3,7 @@
 Letters: H W height and width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,25 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
         DataError: neither of them, or of another size than the image.
     """
     if isinstance(segmentation, dict):
-        rle = _checked_rle(segmentation, height, width)
-        return coco_mask.decode(rle).astype(bool)
+        return _decode(lambda: _checked_rle(segmentation, height, width), segmentation)
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise DataError(f"a polygon must be a list of at least 3 x, y pairs, but got {_short(polygon)}")
         if not segmentation:
             return np.zeros((height, width), dtype=bool)
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(bool)
+        return _decode(lambda: coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)), segmentation)
     raise DataError(f"a segmentation must be polygons (list) or RLE (object), but got {_short(segmentation)}")
+
+
+def _decode(rle: Callable[[], dict[str, Any]], segmentation: Any) -> np.ndarray:
+    try:
+        mask: np.ndarray = coco_mask.decode(rle()).astype(bool)
+    except DataError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"a segmentation cannot be decoded ({error}): {_short(segmentation)}") from error
+    return mask
 
 
 def id_counts(segment_map: np.ndarray) -> dict[int, int]:
@@ -52,13 +62,15 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
     missing = {"size", "counts"} - rle.keys()
     if missing:
         raise DataError(f"an RLE must have the keys size and counts, but {sorted(missing)[0]} is missing")
-    if list(rle["size"]) != [height, width]:
+    if not isinstance(rle["size"], (list, tuple)) or list(rle["size"]) != [height, width]:
         raise DataError(f"an RLE of size {rle['size']} does not fit its image of [height, width] = {[height, width]}")
     counts = rle["counts"]
     if isinstance(counts, list):
         if sum(counts) != height * width:
             raise DataError(f"the runs of an RLE cover {sum(counts)} pixels, but its image has {height * width}")
         return coco_mask.frPyObjects(rle, height, width)
+    if not isinstance(counts, (str, bytes)) or not counts:
+        raise DataError(f"the counts of an RLE must be text or a list of runs, but got {_short(counts)}")
     return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psalm.constants import BACKGROUND_CLASS, SEG_TOKEN, SENTINELS
+from psalm.constants import (
+    BACKGROUND_CLASS,
+    CROSS_IMAGE,
+    INSTANCE,
+    PANOPTIC,
+    REFERRING,
+    REGION,
+    REGION_TASKS,
+    SEG_TOKEN,
+    SEMANTIC,
+    SENTINELS,
+    TASKS,
+)
 
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -21,31 +33,36 @@ SYSTEM = (
 END_OF_TEXT = "<|endoftext|>"
 
 INSTRUCTIONS: dict[str, str] = {
-    "panoptic": "Please do Panoptic Segmentation.\nThis is all the candidate categories: {classes}.\n",
-    "instance": "Please do Panoptic Segmentation.\nThis is all the candidate categories: {classes}.\n",
-    "semantic": "Please do Semantic Segmentation.\nThis is all the candidate categories: {classes}.\n",
-    "region": "Please segment by given regions\nThis is all regions:  {regions}.\n",
-    "referring": "Please doing Referring Segmentation according to the following instruction:\n<refer>",
+    PANOPTIC: "This is an image <image>, Please do Panoptic Segmentation.\n"
+    "This is all the candidate categories: {classes}.\n",
+    SEMANTIC: "This is an image <image>, Please do Semantic Segmentation.\n"
+    "This is all the candidate categories: {classes}.\n",
+    REFERRING: "This is an image <image>, Please doing Referring Segmentation according to the following instruction:\n"
+    "<refer>",
+    REGION: "This is an image <image>, Please segment by given regions\nThis is all regions:  {regions}.\n",
+    CROSS_IMAGE: "Based on the regions indicated in Image <image>\nThis is all regions:  {regions}.\n"
+    "Please doing Semantic Segmentation on this Image <image1>.\n",
 }
-"""What is asked after "This is an image <image>, ", per task; instance uses the panoptic wording."""
+INSTRUCTIONS[INSTANCE] = INSTRUCTIONS[PANOPTIC]
+"""What is asked, per task; instance uses the panoptic wording. No weights are published for ``cross_image``."""
 
-ANSWERS: dict[str, str] = dict.fromkeys(INSTRUCTIONS, "\nSure, the segmentation result is <seg>")
-ANSWERS["region"] = "\n[SEG]<seg>"
+ANSWERS: dict[str, str] = dict.fromkeys(TASKS, "\nSure, the segmentation result is <seg>")
+ANSWERS |= dict.fromkeys(REGION_TASKS, "\n[SEG]<seg>")
 
 
 def prompt_text(task: str, classes: int = 0, regions: int = 0) -> str:
     """The whole prompt of a task, with one ``<cls>`` per class (background counts) or ``<region>`` per region."""
     if task not in INSTRUCTIONS:
-        raise ValueError(f"unknown task {task!r}: must be one of {', '.join(INSTRUCTIONS)}")
+        raise ValueError(f"unknown task {task!r}: must be one of {', '.join(TASKS)}")
     instruction = INSTRUCTIONS[task].format(
         classes=", ".join(["<cls>"] * classes), regions=", ".join(["<region>"] * regions)
     )
     system = f"<<SYS>>\n{SYSTEM}\n<</SYS>>"
-    return f"[INST] {system}\n\nThis is an image <image>, {instruction} [/INST] {ANSWERS[task]} {END_OF_TEXT}"
+    return f"[INST] {system}\n\n{instruction} [/INST] {ANSWERS[task]} {END_OF_TEXT}"
 
 
 class PromptBuilder:
-    """Prompts and class names as token ids of one tokenizer; what was encoded once is kept.
+    """Prompts, class names and expressions as token ids of one tokenizer; prompts and names are encoded once.
 
     Args:
         tokenizer: a transformers tokenizer that knows ``[SEG]`` as one token and has a padding token.
@@ -75,6 +92,11 @@ class PromptBuilder:
         """Per name, and last for background, the ids of the name followed by that of ``[SEG]``; int64."""
         closing = torch.tensor([self.seg_token_id])
         return [torch.cat([self.encode(name), closing]) for name in (*names, BACKGROUND_CLASS)]
+
+    def expression_ids(self, expressions: Sequence[str]) -> Tensor:
+        """The ids of expressions that mean the same, joined as `` first. second.``, then that of ``[SEG]``; int64."""
+        text = "".join(f" {expression}." for expression in expressions)
+        return torch.tensor([*self.tokenizer.encode(text, add_special_tokens=False), self.seg_token_id])
 
     def encode(self, text: str) -> Tensor:
         """Ids of a text that may hold sentinels, int64 [L]."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,6 +16,9 @@ from torch.utils.data import Dataset
 from psalm.data.errors import BadImageError, DataError
 from psalm.data.random import draw_key, generator
 from psalm.data.samples import Example
+
+TASK_BLOCK = 4096
+"""Steps whose tasks are drawn together."""
 
 
 class ExampleSource(Protocol):
@@ -36,25 +40,33 @@ class TrainingSchedule(Dataset[Example]):
     """``total_steps * samples_per_step`` examples, in the order of training.
 
     Index k belongs to step k // samples_per_step and, within it, to slot k % samples_per_step. All slots of a step have
-    the same task. A task's samples are dealt in seeded permutations: each appears exactly once per epoch, and every
-    epoch has an order of its own. A sample whose image cannot be read ends the training with BadImageError, or, where
-    its source skips bad images, is replaced by the next good one of its epoch.
+    the same task, drawn for each step with the tasks' ratios as probabilities. A task's samples are dealt in seeded
+    permutations: each appears exactly once per epoch of that task, and every epoch has an order of its own. A sample
+    whose image cannot be read ends the training with BadImageError, or, where its source skips bad images, is replaced
+    by the next good one of its epoch.
 
     Args:
-        datasets: task name -> its samples. One task only, until mixtures are built.
+        datasets: task name -> its samples.
         seed: the run's data seed.
         total_steps: global (optimizer) steps of the whole run, not what is left of it.
         samples_per_step: samples of one global step over all ranks and accumulation steps.
+        ratios: task name -> its weight; a task that is not named weighs 1.
 
     Raises:
-        ValueError: a count below 1, no samples, or more than one task.
+        ValueError: a count below 1, no samples, no task, or a ratio for a task that is not there or of no positive
+            number.
     """
 
     def __init__(
-        self, datasets: Mapping[str, ExampleSource], seed: int, total_steps: int, samples_per_step: int
+        self,
+        datasets: Mapping[str, ExampleSource],
+        seed: int,
+        total_steps: int,
+        samples_per_step: int,
+        ratios: Mapping[str, float] | None = None,
     ) -> None:
-        if len(datasets) != 1:
-            raise ValueError(f"a schedule takes exactly one task, but got {sorted(datasets) or 'none'}")
+        if not datasets:
+            raise ValueError("a schedule needs at least one task, but got none")
         for name, value in {"total_steps": total_steps, "samples_per_step": samples_per_step}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}")
@@ -65,14 +77,23 @@ class TrainingSchedule(Dataset[Example]):
         self.seed = seed
         self.total_steps = total_steps
         self.samples_per_step = samples_per_step
+        self.shares = _shares(tuple(datasets), ratios or {})
+        """Task name -> its probability at a step."""
+        self._tasks = tuple(datasets)
+        self._task_of_step = _draw_tasks(seed, total_steps, list(self.shares.values()))
+        self._earlier = _count_earlier(self._task_of_step, len(self._tasks))
 
     def __len__(self) -> int:
         return self.total_steps * self.samples_per_step
 
     def task(self, step: int) -> tuple[str, int]:
         """The task of a step, and how many steps of that task came before it."""
-        (task,) = self.datasets
-        return task, step
+        return self._tasks[self._task_of_step[step]], int(self._earlier[step])
+
+    def steps_per_task(self, before: int | None = None) -> dict[str, int]:
+        """How many steps each task has in the whole run, or among the first ``before`` steps."""
+        counts = np.bincount(self._task_of_step[:before], minlength=len(self._tasks))
+        return dict(zip(self._tasks, counts.tolist(), strict=True))
 
     def sample(self, index: int) -> tuple[str, int]:
         """The (task, sample index) that belongs to an index of the schedule, before bad images are passed over."""
@@ -102,7 +123,38 @@ class TrainingSchedule(Dataset[Example]):
         return task, int(order[(place + offset) % size])
 
 
-@lru_cache(maxsize=4)
+def _shares(tasks: tuple[str, ...], ratios: Mapping[str, float]) -> dict[str, float]:
+    for task, ratio in ratios.items():
+        if task not in tasks:
+            raise ValueError(f"a ratio is given for {task!r}, but the tasks are {', '.join(tasks)}")
+        if not 0 < ratio < float("inf"):
+            raise ValueError(f"the ratio of {task!r} must be a number above 0, but got {ratio}")
+    weights = {task: ratios.get(task, 1.0) for task in tasks}
+    return {task: weight / sum(weights.values()) for task, weight in weights.items()}
+
+
+def _draw_tasks(seed: int, total_steps: int, shares: list[float]) -> np.ndarray:
+    """The number of each step's task, int8 [total_steps]; a longer run begins with a shorter one's."""
+    if len(shares) == 1:
+        return np.zeros(total_steps, dtype=np.int8)
+    edges = np.cumsum(shares)[:-1]
+    blocks = [
+        torch.rand(TASK_BLOCK, generator=generator(draw_key(seed, block, 0), "tasks"), dtype=torch.float64).numpy()
+        for block in range(-(-total_steps // TASK_BLOCK))
+    ]
+    return np.searchsorted(edges, np.concatenate(blocks)[:total_steps], side="right").astype(np.int8)
+
+
+def _count_earlier(task_of_step: np.ndarray, tasks: int) -> np.ndarray:
+    """For every step, how many steps before it have the same task; int64 [total_steps]."""
+    earlier = np.zeros(len(task_of_step), dtype=np.int64)
+    for task in range(tasks):
+        steps = np.flatnonzero(task_of_step == task)
+        earlier[steps] = np.arange(len(steps))
+    return earlier
+
+
+@lru_cache(maxsize=16)
 def epoch_order(seed: int, task: str, epoch: int, size: int) -> Tensor:
     """A permutation of range(size), int64 [size], that depends on nothing but the arguments."""
     return torch.randperm(size, generator=generator(draw_key(seed, epoch, 0), f"epoch_order/{task}"))

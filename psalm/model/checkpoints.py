@@ -9,8 +9,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -68,6 +71,7 @@ def build_model(
     vision_tower: str,
     swin_type: str,
     *,
+    pretrain_mm_mlp_adapter: str | None = None,
     random_weights: bool = False,
     **overrides: Any,
 ) -> tuple[PsalmForSegmentation, PreTrainedTokenizerBase]:
@@ -80,6 +84,7 @@ def build_model(
         model_name_or_path: the LLM's folder, or ``builtin``.
         vision_tower: the tower's folder, or ``builtin`` for the toy one of ``swin_type``.
         swin_type: base or large.
+        pretrain_mm_mlp_adapter: a file of projector weights to start from.
         random_weights: leave the tower, the mask decoder and the LLM at random weights.
         overrides: fields of ``PsalmConfig``; those that are None are as the tower's folder or the defaults say.
 
@@ -98,6 +103,8 @@ def build_model(
         if model_name_or_path != BUILTIN:
             load_language_model(model, llm_folder)
         log.info("%s", load_vision_tower(model, tower_folder))
+    if pretrain_mm_mlp_adapter is not None:
+        log.info("%s", load_projectors(model, Path(pretrain_mm_mlp_adapter)))
     return model, tokenizer
 
 
@@ -212,6 +219,43 @@ def load_language_model(model: PsalmForSegmentation, folder: Path) -> None:
     rows = model.model.embed_tokens.weight.detach().clone()
     rows[: len(state["embed_tokens.weight"])] = state["embed_tokens.weight"]
     model.model.load_state_dict({**state, "embed_tokens.weight": rows}, strict=False)
+
+
+def load_projectors(model: PsalmForSegmentation, path: Path) -> KeyReport:
+    """Fills projectors from a file such as PSALM's ``mm_projector.bin`` (read as weights only) or a safetensors file.
+
+    Names may have any prefix before ``mm_projector.`` or ``mm_projector_deformable.``.
+
+    Raises:
+        ValueError: the file is missing or holds anything but tensors, none of its names is a projector's, or one has
+            another shape than the model's; both shapes are named.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("model.mm_projector")}
+    filled, unused = {}, []
+    for name, tensor in _read_tensors(path).items():
+        ours = "model.mm_projector" + name.rpartition("mm_projector")[2]
+        if ours not in own:
+            unused.append(name)
+        elif tensor.shape != own[ours].shape:
+            raise ValueError(f"{path}: {name} is {list(tensor.shape)}, but {list(own[ours].shape)} in the model")
+        else:
+            filled[ours] = tensor
+    if not filled:
+        raise ValueError(f"{path} has no weights of a projector: names with mm_projector are expected")
+    model.load_state_dict(filled, strict=False)
+    return KeyReport(path, tuple(filled), tuple(unused), tuple(sorted(own.keys() - filled)), ())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: a file of weights is expected")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as weights alone: {' '.join(str(error).split())}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} must hold tensors by name, but holds something else")
+    return state
 
 
 def load_vision_tower(model: PsalmForSegmentation, folder: Path) -> KeyReport:

@@ -43,7 +43,7 @@ class PsalmConfig(PreTrainedConfig):
     mm_hidden_dim: int = 256
     mm_n_heads: int = 8
     mm_n_points: int = 4
-    mm_reference_points: Literal["center", "proposal", "learned"] = "center"
+    mm_reference_points: Literal["auto", "center", "proposal", "learned"] = "auto"
     projector_outdim: int | None = None
 
     num_queries: int = 100

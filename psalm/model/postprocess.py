@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ABSENT_THRESHOLD = 0.5
+"""Probability below which a region's object is absent from an image, where it may be (``cross_image``)."""
+
 
 @dataclass(frozen=True)
 class SegmentPrediction:
@@ -112,6 +115,11 @@ def semantic(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("qc,qhw->chw", probabilities, mask_logits.float().sigmoid())
 
 
+def semantic_labels(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """The class of every pixel, int64 [H, W]: the one with the highest score; see ``semantic``."""
+    return semantic(class_logits, mask_logits).argmax(0)
+
+
 def instance(
     class_logits: Tensor, mask_logits: Tensor, top_k: int = 100, isthing: Sequence[bool] | None = None
 ) -> InstancePrediction:
@@ -139,12 +147,42 @@ def referring(seg_logits: Tensor, mask_logits: Tensor, top_k: int | None = None)
     return MaskPrediction((mask_logits > 0)[queries], scores * _mask_quality(mask_logits)[queries])
 
 
+def best_mask(seg_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """What an expression means, bool [H, W]: the mask of the query with the best score; see ``referring``."""
+    found = referring(seg_logits, mask_logits)
+    return found.masks[found.scores.argmax()]
+
+
+def generalised_mask(seg_logits: Tensor, mask_logits: Tensor, threshold: float = 0.6) -> Tensor:
+    """What an expression that may mean several objects or none means, bool [H, W].
+
+    It is all masks together whose score (see ``referring``) is above ``threshold``: PSALM's rule for gRefCOCO. Where
+    there is none the answer is that nothing is meant: an empty mask.
+    """
+    found = referring(seg_logits, mask_logits)
+    return (found.masks & (found.scores > threshold)[:, None, None]).any(0)
+
+
 def region(region_logits: Tensor, mask_logits: Tensor) -> MaskPrediction:
     """Every query's mask [Q, H, W] and its score for every region [R, Q]; a region's answer is the argmax of its row.
 
     ``region_logits`` [R, Q]. Score as for ``referring``.
     """
     return MaskPrediction(mask_logits > 0, region_logits.float().sigmoid() * _mask_quality(mask_logits))
+
+
+def region_masks(region_logits: Tensor, mask_logits: Tensor, absent_threshold: float | None = None) -> Tensor:
+    """The answer to each region, bool [R, H, W]: the mask of the query with the best score; see ``region``.
+
+    With ``absent_threshold`` (``ABSENT_THRESHOLD`` for ``cross_image``) the answer is an empty mask where no query's
+    probability for the region, the sigmoid of its logit, reaches it.
+    """
+    found = region(region_logits, mask_logits)
+    answers_RHW = found.masks[found.scores.argmax(1)]
+    if absent_threshold is None:
+        return answers_RHW
+    present_R = region_logits.float().sigmoid().amax(1) >= absent_threshold
+    return answers_RHW & present_R[:, None, None]
 
 
 def _mask_quality(mask_logits: Tensor) -> Tensor:

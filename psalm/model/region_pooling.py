@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from psalm.model.mask_decoder.points import keyed_generator
 
@@ -97,3 +98,15 @@ def pool_regions(
             (weights_Kn @ tokens_nD.float()).to(features.dtype)
             for weights_Kn, tokens_nD in zip(per_image, features, strict=True)
         ]
+
+
+def pad_regions(regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[K, D] per image -> one token per region [B, Kmax, 1, D], and bool [B, Kmax, 1] which are no padding."""
+    tokens = [features[:, None] for features in regions]
+    mask = [features.new_ones(len(features), 1, dtype=torch.bool) for features in regions]
+    return pad_sequence(tokens, batch_first=True), pad_sequence(mask, batch_first=True)
+
+
+def unpad_regions(padded: Tensor, regions: Sequence[Tensor]) -> list[Tensor]:
+    """[B, Kmax, E] -> [K, E] per image, where ``regions`` have K rows each."""
+    return [features[: len(region)] for features, region in zip(padded, regions, strict=True)]

@@ -20,18 +20,20 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from psalm.data.builtin import ensure_builtin
-from psalm.data.coco_panoptic import PanopticDataset
+from psalm.data.coco_panoptic import PanopticData
 from psalm.data.collator import Batch, Collator
-from psalm.data.examples import PanopticEvaluation, PanopticExamples
+from psalm.data.examples import create_examples
 from psalm.data.prompts import PromptBuilder
+from psalm.data.questions import Evaluation
 from psalm.data.schedule import TrainingSchedule
-from psalm.evaluation.panoptic_quality import PanopticQuality
 from psalm.model.checkpoints import BUILTIN, BUILTIN_FOLDER, WEIGHTS_FILE, build_model
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
 from psalm.model.mask_decoder.pixel_decoder import pixel_decoder_to_detectron2
 from psalm.model.mask_decoder.prediction import Prediction
 from psalm.model.multimodal_encoder.swin import swin_to_detectron2
-from psalm.model.postprocess import panoptic, resize_masks
+from psalm.model.postprocess import resize_masks
+from psalm.train.scorers import PanopticScorer
+from psalm.train.scoring import make_loader
 
 logger = logging.getLogger(__name__)
 
@@ -74,29 +76,19 @@ class Mask2Former(nn.Module):
 
 
 @torch.no_grad()
-def score(model: Mask2Former, data: PanopticDataset, loader: DataLoader[Any]) -> dict[str, float]:
+def score(model: Mask2Former, data: PanopticData, loader: DataLoader[Any]) -> dict[str, float]:
     """Panoptic quality on the towers' own validation images, in percent."""
     model.eval()
-    isthing = [kind.isthing for kind in data.classes]
-    quality = PanopticQuality(isthing)
-    index = 0
-    for batch in loader:
+    scorer = PanopticScorer(data)
+    for batch, questions in loader:
         final = model(batch)[-1]
-        sizes = zip(batch["image_sizes"].tolist(), batch["original_sizes"].tolist(), strict=True)
-        for image, (image_size, original_size) in enumerate(sizes):
-            side = tuple(batch["pixel_values"].shape[-2:])
-            masks = resize_masks(final.masks[image], image_size, side, original_size)
-            segment_map, segments = panoptic(final.class_logits[image], masks, isthing)
-            true_map, true_segments = data.truth(index)
-            quality.update(
-                segment_map.numpy(),
-                {segment.id: segment.category for segment in segments},
-                true_map,
-                {segment.id: (segment.category, segment.iscrowd) for segment in true_segments},
-            )
-            index += 1
+        side = (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
+        for row, asked in enumerate(questions):
+            example = asked.example
+            masks = resize_masks(final.masks[row], example.image_size, side, example.original_size)
+            scorer.count(asked, scorer.answer(asked, final, row, masks))
     model.train()
-    return quality.compute()
+    return scorer.metric.compute()
 
 
 def pretrain(swin_type: str, steps: int, batch_size: int, learning_rate: float, images: int, folder: Path) -> None:
@@ -105,13 +97,15 @@ def pretrain(swin_type: str, steps: int, batch_size: int, learning_rate: float, 
     psalm, tokenizer = build_model(BUILTIN, BUILTIN, swin_type, random_weights=True)
     root = ensure_builtin(seed=TOWER_DATA_SEED, train_images=images)
     prompts = PromptBuilder(tokenizer)
-    train, val = PanopticDataset(root, "train"), PanopticDataset(root, "val")
+    train, val = PanopticData(root, "train"), PanopticData(root, "val")
     size = psalm.config.image_size
     model = Mask2Former(psalm, len(train.classes)).train()
     collator = Collator(tokenizer.pad_token_id)
-    schedule = TrainingSchedule({"panoptic": PanopticExamples(train, prompts, size)}, 0, steps, batch_size)
+    schedule = TrainingSchedule({"panoptic": create_examples(train, prompts, size)}, 0, steps, batch_size)
     batches = DataLoader(schedule, batch_size, collate_fn=collator)
-    validation = DataLoader(PanopticEvaluation(val, prompts, size), 16, collate_fn=collator)
+    evaluation = Evaluation(create_examples(val, prompts, size))
+    places = list(range(len(evaluation)))
+    validation = make_loader(evaluation, [places[start : start + 16] for start in places[::16]], collator)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)

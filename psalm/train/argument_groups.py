@@ -12,9 +12,12 @@ import torch
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from psalm.constants import TASKS
+from psalm.data.visual_prompts import PROMPT_TYPES
 from psalm.model.configuration import PsalmConfig
 from psalm.train.distributed import name_single_process, without_compiled_collectives
 from psalm.train.fields import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
+from psalm.train.tasks import parse_mask_types, parse_ratios, parse_tasks
 
 BUILTIN = "builtin"
 
@@ -39,6 +42,9 @@ class ModelArguments:
         default=BUILTIN,
         metadata={"help": "Folder of the language model, or 'builtin'.", "path": True, "words": (BUILTIN,)},
     )
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None, metadata={"help": "File of projector weights to start from (mm_projector.bin).", "path": True}
+    )
     vision_tower: str = field(
         default=BUILTIN,
         metadata={
@@ -62,7 +68,7 @@ class ModelArguments:
     mm_n_points: int = _of_model(
         "mm_n_points", "Sampling points per head and level of the deformable projector.", COUNT
     )
-    mm_reference_points: Literal["center", "proposal", "learned"] = _of_model(
+    mm_reference_points: Literal["auto", "center", "proposal", "learned"] = _of_model(
         "mm_reference_points", "Where the deformable projector's queries look first."
     )
     projector_outdim: int | None = _of_model(
@@ -89,22 +95,75 @@ class ModelArguments:
     )
 
 
+def _path(help: str, words: tuple[str, ...] = (), default: str | None = None) -> Any:  # noqa: A002
+    return field(default=default, metadata={"help": help, "path": True, "words": words})
+
+
 @dataclass
 class DataArguments:
     """What it is trained and scored on."""
 
-    seg_task: Literal["panoptic"] = field(default="panoptic", metadata={"help": "The segmentation task."})
-    panoptic_json_path: str = field(
-        default=BUILTIN,
+    seg_task: str | None = field(
+        default=None,
         metadata={
-            "help": "Folder in COCO panoptic layout (annotations/, images), or 'builtin'.",
-            "path": True,
-            "words": (BUILTIN,),
+            "help": f"One or more of {', '.join(TASKS)}, separated by commas; panoptic if nothing is said.",
+            "parse": parse_tasks,
         },
     )
-    image_folder: str | None = field(
-        default=None, metadata={"help": "Folder of the images, where it is not beside the annotations.", "path": True}
+    cross_image_seg_task: bool = field(default=False, metadata={"help": "Train cross-image segmentation too."})
+    data_ratio: str | None = field(
+        default=None,
+        metadata={
+            "help": "How often each task of a mixture is drawn, as panoptic=1,region=2; 1 if not named.",
+            "parse": parse_ratios,
+        },
     )
+    refer_expressions: Literal["each", "joined"] = field(
+        default="each",
+        metadata={
+            "help": "Ask expressions that mean the same one at a time (the field's protocol), or joined (PSALM's)."
+        },
+    )
+    region_mask_type: str = field(
+        default="||".join(f"{kind}_visual_prompt_mask" for kind in PROMPT_TYPES),
+        metadata={"help": "Types of visual prompts to use, separated by ||.", "parse": parse_mask_types},
+    )
+
+    panoptic_json_path: str = _path(
+        "Folder in COCO layout (annotations/, images), or 'builtin'; other tasks look there too for what is not given.",
+        (BUILTIN,),
+        BUILTIN,
+    )
+    image_folder: str | None = _path("Folder of the images, where it is not beside the annotations.")
+    instance_json_path: str | None = _path("COCO instances file, or PSALM's instance_*_psalm.json.")
+    ref_coco_path: str | None = _path("RefCOCO: PSALM's JSON, refs(*).p, or their folder.")
+    ref_coco_plus_path: str | None = _path("RefCOCO+: as ref_coco_path.")
+    ref_coco_g_path: str | None = _path("RefCOCOg: as ref_coco_path.")
+    refcoco_image_folder: str | None = _path("Folder of the images of the three (COCO's train2014).")
+    referring_json_path: str | None = _path("Other referring data (gRefCOCO, own): as ref_coco_path.")
+    referring_image_folder: str | None = _path("Folder of its images.")
+    region_json_path: str | None = _path("COCO-Interactive in PSALM's JSON.")
+    region_image_folder: str | None = _path("Folder of its images.")
+    region_cross_json_path: str | None = _path("Pairs of images, as JSON.")
+    region_cross_image_folder: str | None = _path("Folder of their images.")
+
+    eval_panoptic_json_path: str | None = _path("As panoptic_json_path, for validation.", (BUILTIN,))
+    eval_image_folder: str | None = _path("As image_folder, for validation.")
+    eval_instance_json_path: str | None = _path("As instance_json_path, for validation.")
+    eval_ref_coco_path: str | None = _path("As ref_coco_path, for validation.")
+    eval_ref_coco_plus_path: str | None = _path("As ref_coco_plus_path, for validation.")
+    eval_ref_coco_g_path: str | None = _path("As ref_coco_g_path, for validation.")
+    eval_refcoco_image_folder: str | None = _path("As refcoco_image_folder, for validation.")
+    eval_referring_json_path: str | None = _path("As referring_json_path, for validation.")
+    eval_referring_image_folder: str | None = _path("As referring_image_folder, for validation.")
+    eval_region_json_path: str | None = _path("As region_json_path, for validation.")
+    eval_region_image_folder: str | None = _path("As region_image_folder, for validation.")
+    eval_region_cross_json_path: str | None = _path("As region_cross_json_path, for validation.")
+    eval_region_cross_image_folder: str | None = _path("As region_cross_image_folder, for validation.")
+    eval_refer_split: str = field(
+        default="val", metadata={"help": "Validation split of RefCOCO's own files: val, testA, testB or test."}
+    )
+
     image_size: int | None = field(
         default=None,
         metadata={
@@ -148,6 +207,9 @@ class TrainingArguments(transformers.TrainingArguments):
     eval_steps: float | None = field(default=500, metadata={"help": "Steps between evaluations."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model's weights at the end of the run."})
+    save_predictions: bool = field(
+        default=False, metadata={"help": "Write the last evaluation's predictions in COCO's result formats."}
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute activations again in the backward pass: less memory, more time."}
     )
@@ -159,6 +221,9 @@ class TrainingArguments(transformers.TrainingArguments):
     report_to: str | list[str] | None = field(
         default="none",
         metadata={"help": "Trackers of transformers to feed; a run's own records need none.", "words": ("none",)},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "Look for parameters without a gradient: a step trains the parts of its task."}
     )
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False

@@ -72,8 +72,8 @@ NOT_SETTINGS = frozenset((
 """Arguments of transformers' Trainer that are not a run's settings."""
 
 RETIRED = frozenset((
-    "version", "lazy_preprocess", "is_multimodal", "group_by_modality_length", "model_max_length",
-    "mm_vision_select_layer", "mm_use_im_start_end", "mm_use_im_patch_token",
+    "version", "lazy_preprocess", "is_multimodal", "group_by_modality_length", "model_max_length", "mmconv_path",
+    "mm_vision_select_layer", "mm_use_im_start_end", "mm_use_im_patch_token", "freeze_vision_tower",
 ))
 """Flags of older scripts that the command line accepts and that have no effect."""
 # fmt: on
@@ -90,6 +90,9 @@ RANGES: dict[str, Range] = {
     "max_steps": Range(1, also=(-1,)),
 }
 PATHS = ("output_dir",)
+
+RENAMED = {"evaluation_strategy": "eval_strategy"}
+"""Old names of arguments that the command line still takes."""
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +171,9 @@ def parse_command_line(argv: Sequence[str]) -> Arguments:
         SettingError: see ``check_settings``; or flags that cannot be read.
         SystemExit: after ``--help``.
     """
-    flags = read_flags(argv, argument_fields(), extra=("resume_from_checkpoint", "local_rank"), retired=RETIRED)
+    flags = read_flags(
+        argv, argument_fields(), extra=("resume_from_checkpoint", "local_rank"), retired=RETIRED, renamed=RENAMED
+    )
     flags.pop("local_rank", None)
     checkpoint = flags.pop("resume_from_checkpoint", None)
     arguments = parse_settings(flags)

@@ -8,6 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from psalm.train.pictures import draw_curves, draw_predictions
 from psalm.train.records import RunRecords, metric_history, read_records
+from psalm.train.task_pictures import picture_of
+from psalm.train.tasks import main_metric_names
 from psalm.train.trainer import PsalmTrainer
 
 ARTIFACTS = "artifacts"
@@ -35,9 +37,15 @@ class PicturesCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Replaces both pictures; each is recorded again, because its content is new."""
+        """Replaces the pictures; each is recorded again, because its content is new."""
         folder = Path(self.records.folder) / ARTIFACTS
-        draw_predictions(self.trainer.shown, self.trainer.eval_dataset.dataset.classes, folder / "predictions.png")
-        draw_curves(metric_history(read_records(self.records.folder)), folder / "curves.png")
-        for name in ("predictions.png", "curves.png"):
+        drawn = []
+        for task, answers in self.trainer.shown.items():
+            name = f"predictions_{task}.png" if len(self.trainer.shown) > 1 else "predictions.png"
+            data = self.trainer.evaluations[task].data
+            draw_predictions([picture_of(asked, answer, data) for asked, answer in answers], folder / name)
+            drawn.append(name)
+        history = metric_history(read_records(self.records.folder))
+        draw_curves(history, folder / "curves.png", main_metric_names(self.trainer.settings))
+        for name in (*drawn, "curves.png"):
             self.records.artifact(folder / name)

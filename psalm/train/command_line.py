@@ -20,12 +20,13 @@ def read_flags(
     extra: Collection[str] = (),
     retired: Collection[str] = (),
     switches: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """``--name value``, ``--name=value``, ``--switch`` and ``--no_switch``, over the mapping in ``--config FILE``.
 
     Names may be written with hyphens. Values stay text (several after one name become a list): whoever checks them
-    knows their types. Flags named in ``retired`` are dropped with a warning, those in ``extra`` are let
-    through, and those in ``switches`` too, which need no value.
+    knows their types. Flags named in ``retired`` are dropped with one warning, those in ``extra`` are let through, and
+    those in ``switches`` too, which need no value; an old name in ``renamed`` stands for its new one.
 
     Raises:
         SettingError: a flag without a known name, a value without a flag, or a config file that is no YAML mapping.
@@ -36,11 +37,14 @@ def read_flags(
         raise SystemExit(0)
     config: dict[str, Any] = {}
     flags: dict[str, Any] = {}
-    for name, values in _split(argv):
+    without_effect = []
+    for flag, values in _split(argv):
+        name = (renamed or {}).get(flag, flag)
         if name == "config":
-            config = read_config(_single(name, values))
+            settings = read_config(_single(name, values))
+            config = {(renamed or {}).get(given, given): value for given, value in settings.items()}
         elif name in retired:
-            logger.warning("--%s has no effect", name)
+            without_effect.append(f"--{name}")
         elif name in fields or name in extra or name in switches:
             if not values and not (name in switches or _is_switch(name, fields)):
                 raise SettingError(f"--{name} needs a value; write --{name} VALUE")
@@ -49,6 +53,8 @@ def read_flags(
             flags[name.removeprefix("no_")] = "false"
         else:
             raise SettingError(f"--{name} is not an argument{nearest(name, fields) or '; --help lists them'}")
+    if without_effect:
+        logger.warning("%s: no effect any more", ", ".join(without_effect))
     return config | flags
 
 

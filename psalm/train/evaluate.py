@@ -1,7 +1,9 @@
-"""Scores a finished run: ``python -m psalm.train.evaluate --checkpoint DIR [--zero_deformable_tokens] [--split val]``.
+"""Scores a finished run: ``python -m psalm.train.evaluate --checkpoint DIR [--seg_task region] [--split val]``.
 
 DIR is a checkpoint or the final model of a run; it holds the weights, the tokenizer and the run's settings. Other flags
-replace settings, such as ``--panoptic_json_path`` where the data lies elsewhere, or ``--per_device_eval_batch_size``.
+replace settings: ``--seg_task`` scores other tasks than the run's, ``--panoptic_json_path`` data that lie elsewhere,
+``--save_predictions`` writes the official result files below ``--output_dir``. ``--zero_deformable_tokens`` shows what
+those tokens contribute.
 """
 
 import json
@@ -12,17 +14,19 @@ from typing import Any, cast
 
 from accelerate import PartialState
 
-from psalm.data.coco_panoptic import SPLITS, Split
 from psalm.data.collator import Collator
-from psalm.data.examples import PanopticEvaluation
+from psalm.data.dataset import SPLITS, Split
 from psalm.data.prompts import PromptBuilder
+from psalm.data.questions import Evaluation
 from psalm.model.checkpoints import load_model
 from psalm.train.arguments import SettingError, argument_fields, check_settings, parse_settings
 from psalm.train.command_line import read_flags
 from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
 from psalm.train.quiet import quiet_libraries
-from psalm.train.train import load_split
+from psalm.train.task_data import load_task
+from psalm.train.tasks import tasks_of
+from psalm.train.train import task_examples
 from psalm.train.trainer import SETTINGS_FILE, PsalmTrainer
 
 
@@ -38,7 +42,8 @@ def evaluate_checkpoint(
         checkpoint: folder of a run's checkpoint or final model.
         split: "val", or "train".
         zero_deformable_tokens: replace the deformable projector's tokens by zeros, to see what they contribute.
-        changes: settings that replace those of the run. DeepSpeed is left out: nothing is trained.
+        changes: settings that replace those of the run; a ``seg_task`` among them replaces all tasks of the run.
+            DeepSpeed is left out: nothing is trained.
 
     Raises:
         SettingError: the folder is no checkpoint, or a changed setting cannot be used.
@@ -47,16 +52,23 @@ def evaluate_checkpoint(
     quiet_libraries()
     checkpoint = Path(checkpoint).resolve()
     of_run = {"deepspeed": None, "output_dir": str(checkpoint)}
-    settings = check_settings(read_settings(checkpoint) | of_run | dict(changes or {}))
+    changes = dict(changes or {})
+    if "seg_task" in changes:
+        changes.setdefault("cross_image_seg_task", False)
+        changes.setdefault("data_ratio", None)
+    settings = check_settings(read_settings(checkpoint) | of_run | changes)
     model, tokenizer = load_model(checkpoint)
     model.float()  # DeepSpeed saves what it computed with; precision is now the trainer's business, as in training
     model.zero_deformable_tokens = zero_deformable_tokens
-    data = load_split(settings, split)
+    prompts = PromptBuilder(tokenizer)
+    data = {task: load_task(settings, task) for task in tasks_of(settings)}
+    parts = {task: splits.val if split == "val" else splits.train for task, splits in data.items()}
     trainer = PsalmTrainer(
         model,
         parse_settings(settings).training,
         schedule=None,
-        evaluation=PanopticEvaluation(data, PromptBuilder(tokenizer), settings["image_size"]),
+        evaluations={task: Evaluation(task_examples(settings, part, prompts)) for task, part in parts.items()},
+        data=data,
         collator=Collator(tokenizer.pad_token_id),
         tokenizer=tokenizer,
         settings=settings,

@@ -12,7 +12,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +92,8 @@ class Field:
     """Whether text is a path of this machine (made absolute), unless it is one of ``words``."""
     words: tuple[str, ...] = ()
     """Text that is no path although ``path`` is set."""
+    parse: Callable[[Any], Any] | None = None
+    """What reads a value that has a notation of its own; raises SettingError."""
 
     def check(self, value: Any) -> Any:
         """The value as this argument takes it.
@@ -103,6 +105,8 @@ class Field:
             if not self.optional:
                 raise SettingError(f"{self.name} must have a value, but got none; give {self.expected()}")
             return None
+        if self.parse is not None:
+            return self.parse(value)
         if self.choices is not None:
             return self._check_choice(value)
         value = self._convert(value)
@@ -197,8 +201,8 @@ def fields_of(
 ) -> dict[str, Field]:
     """The arguments of a dataclass by name, from its annotations.
 
-    A field's metadata may hold ``help``, ``range``, ``path`` and ``words``; ``ranges`` and ``paths`` give them for
-    fields of a base class that somebody else wrote.
+    A field's metadata may hold ``help``, ``range``, ``path``, ``words`` and ``parse``; ``ranges`` and ``paths`` give
+    them for fields of a base class that somebody else wrote.
     """
     hints = typing.get_type_hints(arguments)
     found = {}
@@ -218,6 +222,7 @@ def fields_of(
             range=field.metadata.get("range", (ranges or {}).get(field.name)),
             path=field.metadata.get("path", field.name in set(paths)),
             words=field.metadata.get("words", ()),
+            parse=field.metadata.get("parse"),
         )
     return found
 

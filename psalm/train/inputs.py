@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from psalm.data.builtin import resolve_root
-from psalm.data.checks import check_panoptic
-from psalm.data.coco_panoptic import SPLITS
+from psalm.data.checks import check_data
 from psalm.data.errors import DataError
 from psalm.model.configuration import PsalmConfig
 from psalm.train.fields import SettingError, nearest
+from psalm.train.task_data import load_task
+from psalm.train.tasks import tasks_of
 
 DEEPSPEED_FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "deepspeed"
 """Where a DeepSpeed configuration given by name is looked for: ``zero2`` is ``zero2.json`` there."""
@@ -70,6 +70,9 @@ def _check_model(values: Mapping[str, Any]) -> None:
     # Here, because it brings the whole model: a setting that is wrong by itself is refused in half the time.
     from psalm.model.checkpoints import llm_hidden_size, read_tower_config, resolve_vision_tower
 
+    adapter = values["pretrain_mm_mlp_adapter"]
+    if adapter is not None and not Path(adapter).is_file():
+        raise SettingError(f"pretrain_mm_mlp_adapter must be a file, but there is none at {adapter}; give its path")
     try:
         width = llm_hidden_size(values["model_name_or_path"])
         tower = read_tower_config(
@@ -82,13 +85,13 @@ def _check_model(values: Mapping[str, Any]) -> None:
 
 
 def _check_data(values: Mapping[str, Any]) -> None:
-    try:
-        root = resolve_root(values["panoptic_json_path"])
-        for split in SPLITS:
-            check_panoptic(root, split, values["image_folder"], values["skip_bad_images"])
-    except DataError as error:
-        folder = f", image_folder {values['image_folder']}" if values["image_folder"] else ""
-        raise SettingError(f"panoptic_json_path {values['panoptic_json_path']}{folder}: {error}") from error
+    for task in tasks_of(values):
+        try:
+            splits = load_task(values, task)
+            for name, data in (("training", splits.train), ("validation", splits.val)):
+                check_data(data, f"{name} data of the task {task}")
+        except DataError as error:
+            raise SettingError(f"{task} data: {error}") from error
 
 
 def _json(name: str, source: str, text: str) -> dict[str, Any]:

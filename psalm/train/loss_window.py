@@ -25,13 +25,15 @@ class TrainingDiverged(RuntimeError):  # noqa: N818
 class LossWindow:
     """Sums what is logged on the device and reads it only when it is logged: no sync with the CPU per step.
 
-    Every rank must add the same names. The window is part of a checkpoint, so that a resumed run logs what the
+    A loss is averaged over the steps that had it: tasks of a mixture have losses of their own. Every rank must add the
+    same names at the same steps. The window is part of a checkpoint, so that a resumed run logs what the
     uninterrupted one logs.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps: dict[str, int] = {}
+        self._in_step: set[str] = set()
         self._diverged: Tensor | None = None
         self._last: tuple[int, dict[str, float]] = (0, {})
 
@@ -40,6 +42,7 @@ class LossWindow:
         for name, loss in losses.items():
             value = loss.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._in_step.add(name)
         total = torch.stack([*self._sums.values()]).sum()
         if self._diverged is None:
             self._diverged = torch.full_like(total, torch.inf)
@@ -47,7 +50,9 @@ class LossWindow:
 
     def end_step(self) -> None:
         """The optimizer step is complete."""
-        self._steps += 1
+        for name in self._in_step:
+            self._steps[name] = self._steps.get(name, 0) + 1
+        self._in_step = set()
 
     def check(self, accelerator: Accelerator) -> None:
         """Raises where a loss since the last log is not finite, on every rank alike.
@@ -64,7 +69,7 @@ class LossWindow:
         """The means since the last call, and the start of a new window; empty if nothing was added."""
         self.check(accelerator)
         means = self._mean(accelerator)
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps = {}, {}
         if means:
             self._last = (step, means)
         return means
@@ -94,8 +99,8 @@ class LossWindow:
         if not self._sums:
             return {}
         sums = torch.stack([*self._sums.values()])
-        means = accelerator.gather(sums[None]).mean(0) / max(self._steps, 1)
-        return dict(zip(self._sums, means.tolist(), strict=True))
+        means = accelerator.gather(sums[None]).mean(0).tolist()
+        return {name: mean / self._steps.get(name, 1) for name, mean in zip(self._sums, means, strict=True)}
 
 
 def _file(rank: int) -> str:

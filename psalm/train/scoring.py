@@ -1,48 +1,25 @@
-"""Quality of a model on a split, over all ranks, at the images' original sizes.
+"""Quality of a model on the questions of a task, over all ranks, at the images' original sizes.
 
-Letters: B batch, S padded side, H W original size.
+Letters: S padded side, H W original size.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-from psalm.data.examples import PanopticEvaluation, panoptic_example
-from psalm.data.samples import Example, PanopticRecord
-from psalm.evaluation.panoptic_quality import PanopticQuality
-from psalm.model.postprocess import SegmentPrediction, panoptic, resize_masks
+from psalm.data.questions import Asked, Evaluation
+from psalm.data.samples import Example
+from psalm.model.postprocess import resize_masks
+from psalm.train.scorers import Scorer
 
 Collate = Callable[[Sequence[Example]], dict[str, Any]]
 
-
-@dataclass(frozen=True)
-class ScoredImage:
-    """One image with its ground truth and what the model says."""
-
-    record: PanopticRecord
-    pred_map: np.ndarray
-    """int32 [H, W], segment ids of ``pred_segments``; 0 is void."""
-    pred_segments: list[SegmentPrediction]
-
-
-class Truths(Dataset[tuple[Example, PanopticRecord]]):
-    """The images of an evaluation with their ground truth."""
-
-    def __init__(self, evaluation: PanopticEvaluation) -> None:
-        self.evaluation = evaluation
-
-    def __len__(self) -> int:
-        return len(self.evaluation)
-
-    def __getitem__(self, item: int) -> tuple[Example, PanopticRecord]:
-        data = self.evaluation.dataset
-        record = data.record(self.evaluation.indices[item])
-        return panoptic_example(record, data.classes, self.evaluation.prompts, self.evaluation.size, None), record
+LABELS = ("mask_labels", "class_labels", "region_labels")
+"""What of a batch the model must not see when it is scored."""
 
 
 @dataclass(frozen=True)
@@ -70,62 +47,49 @@ def shard(count: int, batch_size: int, rank: int, world_size: int) -> Share:
 
 
 @torch.no_grad()
-def score_batches(
-    model: nn.Module, batches: Iterable[Any], prepare: Callable[[Any], Any], isthing: Sequence[bool]
-) -> Iterator[list[ScoredImage]]:
-    """Runs the model over (batch, records) and brings its predictions to the images' original sizes.
+def answer_batches(
+    model: nn.Module, batches: Iterable[Any], prepare: Callable[[Any], Any], scorer: Scorer[Any]
+) -> Iterator[list[tuple[Asked, Any]]]:
+    """Runs the model over (batch, questions) and brings what it says to the images' original sizes.
 
     The model is put into evaluation mode, and afterwards into the mode it was in.
     """
     training = model.training
     model.eval()
     try:
-        for batch, records in batches:
-            inputs = {name: value for name, value in batch.items() if name not in ("mask_labels", "class_labels")}
+        for batch, questions in batches:
+            inputs = {name: value for name, value in batch.items() if name not in LABELS}
             prediction = model(**prepare(inputs))["predictions"]
             padded = (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
-            images = []
-            for i, (record, size) in enumerate(zip(records, batch["image_sizes"].tolist(), strict=True)):
-                height, width = record.segment_map.shape
-                masks = resize_masks(prediction.masks[i], tuple(size), padded, (height, width))
-                pred_map, segments = panoptic(prediction.class_logits[i], masks, isthing)
-                images.append(ScoredImage(record, pred_map.cpu().numpy(), segments))
-            yield images
+            answers = []
+            for row, asked in enumerate(questions):
+                example = asked.example
+                masks = resize_masks(prediction.masks[row], example.image_size, padded, example.original_size)
+                answers.append((asked, scorer.answer(asked, prediction, row, masks)))
+            yield answers
     finally:
         model.train(training)
 
 
 def make_loader(
-    evaluation: PanopticEvaluation, batches: list[list[int]], collate: Collate, num_workers: int = 0
+    evaluation: Evaluation, batches: list[list[int]], collate: Collate, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Yields (batch, records) for the given batches of items, in order."""
-    return DataLoader(
-        Truths(evaluation), batch_sampler=batches, collate_fn=_WithRecords(collate), num_workers=num_workers
-    )
+    """Yields (batch, questions) for the given batches of items, in order."""
+    return DataLoader(evaluation, batch_sampler=batches, collate_fn=_WithQuestions(collate), num_workers=num_workers)
 
 
-class _WithRecords:
+class _WithQuestions:
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, pairs: Sequence[tuple[Example, PanopticRecord]]) -> tuple[dict[str, Any], list[PanopticRecord]]:
-        return self.collate([example for example, _ in pairs]), [record for _, record in pairs]
+    def __call__(self, questions: Sequence[Asked]) -> tuple[dict[str, Any], list[Asked]]:
+        return self.collate([asked.example for asked in questions]), list(questions)
 
 
-def count_image(quality: PanopticQuality, image: ScoredImage) -> None:
-    """Adds one image to the quality's counts."""
-    quality.update(
-        image.pred_map,
-        {segment.id: segment.category for segment in image.pred_segments},
-        image.record.segment_map,
-        {segment.id: (segment.category, segment.iscrowd) for segment in image.record.segments},
-    )
-
-
-def sum_over_ranks(state: np.ndarray, device: torch.device) -> np.ndarray:
-    """The sum of every rank's float64 array; the array itself where there is one rank."""
+def of_all_ranks(value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks; this one's alone where there is one rank."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return state
-    total: Tensor = torch.from_numpy(state).to(device)
-    torch.distributed.all_reduce(total)
-    return total.cpu().numpy()
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

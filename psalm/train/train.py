@@ -10,11 +10,11 @@ import yaml
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from psalm.data.builtin import resolve_root
-from psalm.data.coco_panoptic import SPLITS, PanopticDataset, Split
 from psalm.data.collator import Collator
-from psalm.data.examples import PanopticEvaluation, PanopticExamples
+from psalm.data.dataset import TaskData
+from psalm.data.examples import TaskExamples, create_examples
 from psalm.data.prompts import PromptBuilder
+from psalm.data.questions import Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.checkpoints import build_model
 from psalm.model.language_model.llava_phi import set_trainable, startup_lines
@@ -26,6 +26,8 @@ from psalm.train.fingerprints import run_tags
 from psalm.train.inputs import config_overrides
 from psalm.train.quiet import quiet_libraries
 from psalm.train.records import RunRecords
+from psalm.train.task_data import load_task
+from psalm.train.tasks import ratios_of, tasks_of
 from psalm.train.trainer import PsalmTrainer
 
 FINAL_MODEL = "model"
@@ -54,7 +56,7 @@ def train(
     try:
         trainer = build_trainer(args)
         if records is not None:
-            sys.stdout.write(startup_lines(trainer.model) + "\n")
+            sys.stdout.write(startup_lines(trainer.model) + "\n" + data_lines(trainer) + "\n")
             record_start(records, trainer, resume_from_checkpoint)
             trainer.add_callback(RecordsCallback(records))
             trainer.add_callback(PicturesCallback(records, trainer))
@@ -66,10 +68,7 @@ def train(
             records.event("failed", reason=f"{type(error).__name__}: {error}")
         raise
     if records is not None:
-        bad = [
-            *trainer.train_dataset.datasets[args.data.seg_task].dataset.bad_images,
-            *trainer.eval_dataset.dataset.bad_images,
-        ]
+        bad = [name for splits in trainer.data.values() for name in (*splits.train.bad_images, *splits.val.bad_images)]
         records.event("completed", step=trainer.state.global_step, **({"bad_images": bad} if bad else {}))
     return metrics
 
@@ -80,7 +79,11 @@ def build_trainer(args: Arguments) -> PsalmTrainer:
     model_args = vars(args.model)
     with whole_weights(args.training):
         model, tokenizer = build_model(
-            args.model.model_name_or_path, args.model.vision_tower, args.model.swin_type, **config_overrides(model_args)
+            args.model.model_name_or_path,
+            args.model.vision_tower,
+            args.model.swin_type,
+            pretrain_mm_mlp_adapter=args.model.pretrain_mm_mlp_adapter,
+            **config_overrides(model_args),
         )
     set_trainable(
         model,
@@ -96,36 +99,48 @@ def build_trainer(args: Arguments) -> PsalmTrainer:
     settings["image_size"] = settings["image_size"] or model.config.image_size
 
     prompts = PromptBuilder(tokenizer)
-    datasets = {split: load_split(settings, split) for split in SPLITS}
-    examples = PanopticExamples(datasets["train"], prompts, settings["image_size"])
-    schedule = training_schedule(args, examples)
+    data = {task: load_task(settings, task) for task in tasks_of(settings)}
+    schedule = training_schedule(
+        args, {task: task_examples(settings, splits.train, prompts) for task, splits in data.items()}
+    )
     args.training.max_steps = schedule.total_steps
     return PsalmTrainer(
         model,
         args.training,
         schedule=schedule,
-        evaluation=PanopticEvaluation(datasets["val"], prompts, settings["image_size"]),
+        evaluations={task: Evaluation(task_examples(settings, splits.val, prompts)) for task, splits in data.items()},
+        data=data,
         collator=Collator(tokenizer.pad_token_id),
         tokenizer=tokenizer,
         settings=settings,
     )
 
 
-def load_split(settings: Mapping[str, Any], split: Split) -> PanopticDataset:
-    """The data of a split that settings name."""
-    return PanopticDataset(
-        resolve_root(settings["panoptic_json_path"]), split, settings["image_folder"], settings["skip_bad_images"]
-    )
+def task_examples(settings: Mapping[str, Any], data: TaskData, prompts: PromptBuilder) -> TaskExamples:
+    """A task's samples as settings say that they are asked about."""
+    return create_examples(data, prompts, settings["image_size"], settings["refer_expressions"])
 
 
-def training_schedule(args: Arguments, examples: PanopticExamples) -> TrainingSchedule:
-    """The samples of all steps: ``max_steps`` of them, or ``num_train_epochs`` passes over the data."""
+def training_schedule(args: Arguments, examples: Mapping[str, TaskExamples]) -> TrainingSchedule:
+    """The samples of all steps: ``max_steps`` of them, or ``num_train_epochs`` passes over the data of all tasks."""
     training = args.training
     step_samples = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     steps = training.max_steps
     if steps < 1:
-        steps = max(int(-(-training.num_train_epochs * len(examples) // step_samples)), 1)
-    return TrainingSchedule({args.data.seg_task: examples}, training.seed, steps, step_samples)
+        samples = sum(map(len, examples.values()))
+        steps = max(int(-(-training.num_train_epochs * samples // step_samples)), 1)
+    return TrainingSchedule(examples, training.seed, steps, step_samples, ratios_of(vars(args.data)))
+
+
+def data_lines(trainer: PsalmTrainer) -> str:
+    """What a run is trained and validated on, a line per task."""
+    schedule = trainer.train_dataset
+    steps = schedule.steps_per_task()
+    return "\n".join(
+        f"  {task}: {len(splits.train)} samples, {steps[task]} of {schedule.total_steps} steps "
+        f"({schedule.shares[task]:.0%}); validation: {len(splits.val)} samples ({splits.chosen})"
+        for task, splits in trainer.data.items()
+    )
 
 
 def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
@@ -142,7 +157,7 @@ def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -
 def record_start(records: RunRecords, trainer: PsalmTrainer, resume_from_checkpoint: str | None) -> None:
     """What was asked, what it is made of, and that it begins."""
     records.settings(trainer.settings)
-    records.tags(run_tags(trainer.settings, trainer.model, trainer.args.world_size))
+    records.tags(run_tags(trainer.settings, trainer.data, trainer.model, trainer.args.world_size))
     config = records.folder / ARTIFACTS / "config.yaml"
     config.parent.mkdir(exist_ok=True)
     config.write_text(yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True))

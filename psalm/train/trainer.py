@@ -16,37 +16,42 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from psalm.data.examples import PanopticEvaluation
+from psalm.data.questions import Asked, Evaluation
 from psalm.data.schedule import TrainingSchedule
-from psalm.evaluation.panoptic_quality import PanopticQuality
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
 from psalm.train.loss_window import LossWindow
 from psalm.train.measures import StepClock, peak_memory_mb
-from psalm.train.scoring import ScoredImage, count_image, make_loader, score_batches, shard, sum_over_ranks
+from psalm.train.predictions import PredictionWriter
+from psalm.train.scorers import SCORERS, Scorer
+from psalm.train.scoring import answer_batches, make_loader, of_all_ranks, shard
+from psalm.train.task_data import TaskSplits
+from psalm.train.tasks import metric_name, with_mean
 
 SETTINGS_FILE = "settings.json"
 """In every checkpoint: the run's resolved settings."""
 SHOWN_IMAGES = 4
-"""Validation images kept for the picture of predictions."""
+"""Questions of each task whose answers are kept for the pictures of predictions."""
 
 SPEED_KEYS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 """What transformers logs at the end of a run about that process's share of it: not the same for a resumed run."""
 
 
 class PsalmTrainer(transformers.Trainer):
-    """Trains on a ``TrainingSchedule`` and scores on a ``PanopticEvaluation``.
+    """Trains on a ``TrainingSchedule`` and scores on an ``Evaluation`` per task.
 
-    Losses are normalised over the whole optimizer step: the criterion divides by the masks of all ranks and
+    Losses are normalised over the whole optimizer step: the criterion divides by the masks and regions of all ranks and
     micro-batches, so that neither the number of ranks nor accumulation changes them. Each is logged under its name,
-    averaged over the steps since the last log. Besides, logs hold the real ``epoch`` and figures of the machine below
-    ``system/``.
+    averaged over the steps since the last log that had it; in a mixture below the name of its task
+    (``region/loss_mask``), with the steps that each task has had (``region/steps``). Besides, logs hold the real
+    ``epoch`` and figures of the machine below ``system/``.
 
     Args:
         model, args, callbacks: as in transformers.
         schedule: the samples in the order of training.
-        evaluation: the images to score on.
+        evaluations: task -> the questions to score on.
+        data: task -> what schedule and evaluations were made from.
         collator: examples -> batch.
-        tokenizer, settings: saved with every checkpoint.
+        tokenizer, settings: saved with every checkpoint; settings name the tasks and so the metrics.
     """
 
     def __init__(
@@ -55,7 +60,8 @@ class PsalmTrainer(transformers.Trainer):
         args: transformers.TrainingArguments,
         *,
         schedule: TrainingSchedule | None,
-        evaluation: PanopticEvaluation,
+        evaluations: Mapping[str, Evaluation],
+        data: Mapping[str, TaskSplits],
         collator: Callable[[Sequence[Any]], dict[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
         settings: Mapping[str, Any],
@@ -66,7 +72,7 @@ class PsalmTrainer(transformers.Trainer):
             args=args,
             data_collator=collator,
             train_dataset=schedule,
-            eval_dataset=evaluation,
+            eval_dataset=dict(evaluations),
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
@@ -78,7 +84,10 @@ class PsalmTrainer(transformers.Trainer):
         self.settings = dict(settings)
         self.epoch_samples = sum(len(source) for source in schedule.datasets.values()) if schedule is not None else 0
         self.last_evaluation: tuple[int, dict[str, float]] = (-1, {})
-        self.shown: list[ScoredImage] = []
+        self.evaluations = dict(evaluations)
+        self.data = dict(data)
+        self.shown: dict[str, list[tuple[Asked, Any]]] = {}
+        """Task -> its first questions and their answers at the last evaluation."""
         self.model: PsalmForSegmentation
         self.control: TrainerControl
         self.losses = LossWindow()
@@ -98,11 +107,15 @@ class PsalmTrainer(transformers.Trainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Masks of the whole step over all ranks, divided by its W * A parts: float32 scalar."""
+        """(masks, regions) of the whole step over all ranks, divided by its W * A parts: float32 [2]."""
         if not batch_samples:
             return None
-        masks = torch.tensor(float(sum(len(m) for batch in batch_samples for m in batch["mask_labels"])), device=device)
-        return self.accelerator.gather(masks.reshape(1)).mean() / len(batch_samples)
+        counts = [
+            sum(len(labels) for batch in batch_samples for labels in batch.get(name, ()))
+            for name in ("mask_labels", "region_labels")
+        ]
+        own = torch.tensor([counts], dtype=torch.float32, device=device)
+        return self.accelerator.gather(own).mean(0) / len(batch_samples)
 
     def compute_loss(
         self,
@@ -112,11 +125,14 @@ class PsalmTrainer(transformers.Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """A part's share of the step's loss, times W: backward sums over micro-batches and averages over ranks."""
-        output = model(**inputs, num_masks=num_items_in_batch)
+        masks, regions = (None, None) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        output = model(**inputs, num_masks=masks, num_regions=regions)
         parts = self.current_gradient_accumulation_steps if self.model.training else 1
         loss = output["loss"] / parts
         if self.model.training:
             named = {"loss": loss} | {name: value / parts for name, value in output["losses"].items()}
+            if self._mixed:
+                named = {"loss": loss} | {f"{inputs['task']}/{name}": value for name, value in named.items()}
             self.losses.add(named, self.state.global_step + 1)
             if self.accelerator.sync_gradients:
                 self.losses.end_step()
@@ -128,6 +144,9 @@ class PsalmTrainer(transformers.Trainer):
             logs = {name: value for name, value in logs.items() if name not in SPEED_KEYS}
         elif "loss" in logs:
             logs = {**logs, **self.losses.take(self.accelerator, self.state.global_step)}
+            if self._mixed:
+                steps = self.train_dataset.steps_per_task(self.state.global_step)
+                logs |= {f"{task}/steps": float(count) for task, count in steps.items()}
             logs["system/step_seconds"] = self.clock.take()
             logs["system/peak_memory_mb"] = peak_memory_mb()
         if not logs:
@@ -136,13 +155,18 @@ class PsalmTrainer(transformers.Trainer):
             self.state.epoch = self.state.global_step * self.train_dataset.samples_per_step / self.epoch_samples
         super().log(logs, start_time)
 
+    @property
+    def _mixed(self) -> bool:
+        """Whether the run trains several tasks."""
+        return self.train_dataset is not None and len(self.train_dataset.datasets) > 1
+
     def evaluate(
         self,
-        eval_dataset: PanopticEvaluation | None = None,
+        eval_dataset: Mapping[str, Evaluation] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Quality on the validation split at the images' original sizes, in percent; the same on every rank.
+        """Quality on each task's questions at the images' original sizes, in percent; the same on every rank.
 
         Raises:
             TrainingDiverged: a loss since the last log was not finite.
@@ -151,34 +175,45 @@ class PsalmTrainer(transformers.Trainer):
         with self.clock.apart():
             start = time.perf_counter()
             self._share_buffers()
-            quality = self._score(self.eval_dataset if eval_dataset is None else eval_dataset)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in quality.compute().items()}
+            metrics: dict[str, float] = {}
+            for task, evaluation in (eval_dataset or self.evaluations).items():
+                figures = self._score(evaluation).metric.compute()
+                metrics |= {
+                    metric_name(task, name, self.settings, metric_key_prefix): value for name, value in figures.items()
+                }
+            metrics = with_mean(metrics, self.settings, metric_key_prefix)
             metrics[f"system/{metric_key_prefix}_seconds"] = time.perf_counter() - start
             self.last_evaluation = (self.state.global_step, metrics)
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _score(self, evaluation: PanopticEvaluation) -> PanopticQuality:
-        """Quality over all ranks; the first images are kept in ``shown``."""
-        isthing = [info.isthing for info in evaluation.dataset.classes]
+    def _score(self, evaluation: Evaluation) -> Scorer[Any]:
+        """What all ranks have counted; the first answers are kept in ``shown``."""
         args = self.args
         share = shard(len(evaluation), args.per_device_eval_batch_size, args.process_index, args.world_size)
         loader = make_loader(evaluation, share.batches, self.data_collator, args.dataloader_num_workers)
         self.callback_handler.eval_dataloader = loader
         if self.accelerator.native_amp and not hasattr(self.model, "_original_forward"):
             self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
-        quality = PanopticQuality(isthing)
-        self.shown = []
-        batches = score_batches(self.model, self._shown_progress(loader), self._prepare_inputs, isthing)
-        for counts, images in zip(share.counts, batches, strict=True):
-            if counts:
-                self.shown += images[: SHOWN_IMAGES - len(self.shown)]
-                for image in images:
-                    count_image(quality, image)
-        total = PanopticQuality(isthing)
-        total.add_state(sum_over_ranks(quality.state(), self.args.device))
-        return total
+        scorer = SCORERS[evaluation.task](evaluation.data)
+        writer = PredictionWriter(Path(args.output_dir), scorer) if args.save_predictions else None
+        shown = self.shown[evaluation.task] = []
+        answers = answer_batches(self.model, self._shown_progress(loader), self._prepare_inputs, scorer)
+        for counts, of_batch in zip(share.counts, answers, strict=True):
+            for asked, answer in of_batch if counts else ():
+                scorer.count(asked, answer)
+                if len(shown) < SHOWN_IMAGES:
+                    shown.append((asked, answer))
+                if writer is not None:
+                    writer.add(asked, answer)
+        if writer is not None:
+            writer.finish(args.process_index)
+        states = of_all_ranks(scorer.metric.state())
+        for rank, state in enumerate(states):
+            if rank != args.process_index:
+                scorer.metric.add_state(state)
+        return scorer
 
     def _shown_progress(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches, with a step of the progress bar after each."""

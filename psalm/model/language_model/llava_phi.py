@@ -1,19 +1,45 @@
 """PSALM (arXiv 2403.14598) with deformable alignment tokens: an LLM that turns prompts into mask queries.
 
-Letters: B batch, S padded side of an image, n image tokens, C classes incl. background (last), W tokens of a class
-name, K queries of the deformable projector, Q seg queries, L prompt length, T spliced length, D width of the LLM.
+Each task asks for something: classes by their names, an object by an expression, or what regions point at. The LLM
+reads one sequence per image, in which (+) marks the deformable tokens, one per thing that is asked:
+
+====================  ==========================================================================
+class tasks           text <image>(+) text <cls> .. <cls> text <seg> text
+referring             text <image>(+) text <refer> text <seg> text
+region                text <image>(+) text <region> .. <region> text <seg> text
+cross_image           text <image> text <region> .. <region> text <image1>(+) text <seg> text
+====================  ==========================================================================
+
+In ``cross_image`` regions of the prompt image (``<image>``) ask about the target image (``<image1>``); everywhere else
+there is one image.
+
+Letters: B batch, S padded side of an image, n image tokens, K things that are asked for (classes incl. background,
+which is last; one expression; regions), W tokens of each, N masks of an image, Q seg queries, L prompt length, J
+sentinels of one kind in a prompt, T spliced length, D width of the LLM.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from psalm.constants import CLS_TOKEN_INDEX, IMAGE_TOKEN_INDEX, SEG_TOKEN_INDEX
+from psalm.constants import (
+    CLASS_TASKS,
+    CROSS_IMAGE,
+    IMAGE1_TOKEN_INDEX,
+    IMAGE_TOKEN_INDEX,
+    PANOPTIC,
+    PROMPT_TOKEN_INDEX,
+    REFERRING,
+    REGION_TASKS,
+    SEG_TOKEN_INDEX,
+    TASKS,
+)
 from psalm.model.configuration import PsalmConfig
 from psalm.model.mask_decoder.criterion import PsalmCriterion
 from psalm.model.mask_decoder.pixel_decoder import PixelDecoder
@@ -22,8 +48,12 @@ from psalm.model.mask_decoder.predictor import MaskedAttentionPredictor
 from psalm.model.multimodal_encoder.swin import SwinVisionTower
 from psalm.model.multimodal_inputs import masked_mean, plan, splice, take
 from psalm.model.multimodal_projector.builder import build_projector
+from psalm.model.region_pooling import pad_regions, pool_regions, unpad_regions
 
-TASKS = ("panoptic",)
+Given = TypeVar("Given")
+
+Run = tuple[Tensor, Tensor]
+"""What stands at the sentinels of one kind: embeddings [B, J, W, D], and bool [B, J, W] which of them do."""
 
 
 @dataclass
@@ -138,88 +168,118 @@ class PsalmForSegmentation(PreTrainedModel):
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
-        class_ids: Tensor,
-        class_mask: Tensor,
+        prompt_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         image_sizes: Tensor | None = None,
-        task: str = "panoptic",
+        task: str = PANOPTIC,
         prompt_length: int | None = None,
+        region_masks: list[Tensor] | None = None,
+        region_labels: list[Tensor] | None = None,
+        prompt_pixel_values: Tensor | None = None,
         mask_labels: list[Tensor] | None = None,
         class_labels: list[Tensor] | None = None,
         random_keys: Tensor | None = None,
         num_masks: float | Tensor | None = None,
+        num_regions: float | Tensor | None = None,
         num_images: float | None = None,
         **unused: Any,
     ) -> PsalmOutput:
         """Predicts masks; computes losses too where ``mask_labels`` are given.
 
         Args:
-            pixel_values: [B, 3, S, S], normalised, padded at the right and the bottom.
+            pixel_values: [B, 3, S, S], the images to segment, normalised, padded at the right and the bottom.
             input_ids: int64 [B, L], text ids and sentinels; ``attention_mask`` bool [B, L] marks what is no padding.
-            class_ids: int64 [B, C, W], each class name's tokens then [SEG], in the order of the prompt's ``<cls>``;
-                ``class_mask`` bool [B, C, W].
+            prompt_ids: int64 [B, K, W], the tokens of what is asked, each time with [SEG] last: the names of the
+                classes in the order of the prompt's ``<cls>``, or the expression (K = 1); ``prompt_mask`` bool
+                [B, K, W]. None where regions ask.
             image_sizes: int64 [B, 2], valid (height, width) of each padded image; None means all of it.
-            task: what the prompt asks for.
-            prompt_length: tokens of the batch's longest prompt, class names included and other sentinels not; where
-                it is None it is computed, which costs a GPU one sync with the CPU.
-            mask_labels: bool [N, S, S] per image, with ``class_labels`` int64 [N], positions among the C classes.
-            random_keys: int64 [B], what the losses' random points are drawn from.
-            num_masks: see ``PsalmCriterion``, as ``num_images``.
+            task: what the prompt asks for, one of ``psalm.constants.TASKS``.
+            prompt_length: tokens of the batch's longest prompt: its text and what is asked (a region is one token), not
+                other sentinels; where it is None it is computed, which costs a GPU one sync with the CPU.
+            region_masks: bool [K, S, S] per image: what is asked in the tasks of regions, in the order of the prompt's
+                ``<region>``, on the prompt image where there is one; ``region_labels`` int64 [K]: see
+                ``PsalmCriterion``.
+            prompt_pixel_values: [B, 3, S, S], the images that the regions of ``cross_image`` lie on.
+            mask_labels: bool [N, S, S] per image, with ``class_labels`` int64 [N], positions among the classes.
+            random_keys: int64 [B], what random points are drawn from: the losses', and those inside regions.
+            num_masks: see ``PsalmCriterion``, as ``num_regions`` and ``num_images``.
             unused: the batch's other keys.
 
         Raises:
-            ValueError: an unknown task, or labels without ``random_keys``.
+            ValueError: an unknown task, one that lacks an input, or labels without ``random_keys``.
         """
         if task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, but got {task!r}")
-        features = self.encode_image(pixel_values)
-        names = self.model.embed_tokens(class_ids)  # [B, C, W, D]
+        B, asked = len(input_ids), PROMPT_TOKEN_INDEX[task]
+        features, image_tokens, pointed_tokens = self.look(task, pixel_values, prompt_pixel_values)
+        if task in REGION_TASKS:
+            masks, keys = _given("region_masks", region_masks, task), _given("random_keys", random_keys, task)
+            regions = pool_regions(pointed_tokens, masks, keys)
+            prompts_BKWD, mask_BKW = pad_regions(regions)
+        else:
+            prompts_BKWD = self.model.embed_tokens(_given("prompt_ids", prompt_ids, task))
+            mask_BKW = _given("prompt_mask", prompt_mask, task)
 
-        image_tokens = self.model.mm_projector(features["res5"])  # [B, n, D]
         image_mask = image_tokens.new_ones(image_tokens.shape[:2], dtype=torch.bool)
         if self.config.mm_projector_type == "deformable":
-            queries, query_mask = masked_mean(names, class_mask), class_mask.any(-1)  # [B, K = C, D]
-            aligned = self.align(queries, query_mask, features, image_sizes)
+            queries, query_mask = masked_mean(prompts_BKWD, mask_BKW), mask_BKW.any(-1)
+            aligned = self.align(queries, query_mask, features, image_sizes, from_other_image=task == CROSS_IMAGE)
             image_tokens = torch.cat([image_tokens, aligned], 1)
             image_mask = torch.cat([image_mask, query_mask], 1)
-        seg_queries = self.seg_query.expand(len(input_ids), 1, -1, -1)  # [B, 1, Q, D]
 
+        runs = {asked: (prompts_BKWD, mask_BKW), SEG_TOKEN_INDEX: _one_run(self.seg_query.expand(B, -1, -1))}
+        if task == CROSS_IMAGE:
+            runs[IMAGE_TOKEN_INDEX] = _one_run(pointed_tokens)
+            runs[IMAGE1_TOKEN_INDEX] = _one_run(image_tokens, image_mask)
+        else:
+            runs[IMAGE_TOKEN_INDEX] = _one_run(image_tokens, image_mask)
         if prompt_length is not None:
-            prompt_length += image_tokens.shape[1] + self.config.num_queries
-        layout = plan(
-            input_ids,
-            attention_mask,
-            {
-                IMAGE_TOKEN_INDEX: image_mask[:, None],
-                CLS_TOKEN_INDEX: class_mask,
-                SEG_TOKEN_INDEX: seg_queries.new_ones(seg_queries.shape[:3], dtype=torch.bool),
-            },
-            prompt_length,
-        )
-        text = self.model.embed_tokens(input_ids.clamp(min=0))
-        spliced = splice(
-            layout,
-            text,
-            {IMAGE_TOKEN_INDEX: image_tokens[:, None], CLS_TOKEN_INDEX: names, SEG_TOKEN_INDEX: seg_queries},
-        )
-        hidden = self.understand(spliced)  # [B, T, D]
+            prompt_length += sum(mask[0].numel() for sentinel, (_, mask) in runs.items() if sentinel != asked)
+        hidden, positions = self.read(input_ids, attention_mask, runs, prompt_length)  # [B, T, D]
 
-        seg_states = take(hidden, layout.inserted[SEG_TOKEN_INDEX].squeeze(1))
-        class_states = masked_mean(take(hidden, layout.inserted[CLS_TOKEN_INDEX]), class_mask)
+        seg_states = take(hidden, positions[SEG_TOKEN_INDEX].squeeze(1))
+        states = masked_mean(take(hidden, positions[asked]), mask_BKW)  # [B, K, D]
         mask_features, multi_scale = self.pixel_decoder(features)
         predictions = self.predictor(
             multi_scale,
             mask_features,
             self.seg_query_projector(seg_states),
-            class_embeddings=self.class_name_projector(class_states),
-            seg_embeddings=None,
-            region_embeddings=None,
+            class_embeddings=self.class_name_projector(states) if task in CLASS_TASKS else None,
+            seg_embeddings=self.SEG_token_projector(states) if task == REFERRING else None,
+            region_embeddings=unpad_regions(self.region_projector(states), regions) if task in REGION_TASKS else None,
         )
         if mask_labels is None:
             return PsalmOutput(predictions=predictions[-1])
         if random_keys is None:
             raise ValueError("losses need random_keys, from which their points are drawn")
-        losses = self.criterion(predictions, mask_labels, class_labels, random_keys, num_masks, num_images)
+        losses = self.criterion(
+            predictions,
+            mask_labels,
+            class_labels,
+            random_keys,
+            region_labels=region_labels,
+            num_masks=num_masks,
+            num_regions=num_regions,
+            num_images=num_images,
+        )
         return PsalmOutput(loss=torch.stack([*losses.values()]).sum(), losses=losses, predictions=predictions[-1])
+
+    def look(
+        self, task: str, pixel_values: Tensor, prompt_pixel_values: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What is seen of images [B, 3, S, S].
+
+        Returns:
+            The vision tower's maps res2..res5 of the images to segment, their baseline tokens [B, n, D], and those of
+            the images that regions lie on: the same ones but in ``cross_image``. There both go through the projector
+            together, since its batch norms take their statistics from the batch.
+        """
+        images = [pixel_values]
+        if task == CROSS_IMAGE:
+            images.append(_given("prompt_pixel_values", prompt_pixel_values, task))
+        features = self.encode_image(torch.cat(images))
+        tokens = self.model.mm_projector(features["res5"]).split(len(pixel_values))
+        return {name: maps[: len(pixel_values)] for name, maps in features.items()}, tokens[0], tokens[-1]
 
     def encode_image(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """The vision tower's maps res2..res5 of [B, 3, S, S]; no graph is kept of a frozen tower."""
@@ -230,11 +290,28 @@ class PsalmForSegmentation(PreTrainedModel):
         return features
 
     def align(
-        self, queries: Tensor, query_mask: Tensor, features: dict[str, Tensor], image_sizes: Tensor | None
+        self,
+        queries: Tensor,
+        query_mask: Tensor,
+        features: dict[str, Tensor],
+        image_sizes: Tensor | None,
+        *,
+        from_other_image: bool,
     ) -> Tensor:
-        """Deformable tokens [B, K, D] of queries [B, K, D] (bool [B, K] marks those that are no padding)."""
-        tokens: Tensor = self.model.mm_projector_deformable(queries, query_mask, features, image_sizes)
+        """Deformable tokens [B, K, D] of queries [B, K, D]; see the projector's ``forward``."""
+        tokens: Tensor = self.model.mm_projector_deformable(
+            queries, query_mask, features, image_sizes, from_other_image=from_other_image
+        )
         return torch.zeros_like(tokens) if self.zero_deformable_tokens else tokens
+
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor, runs: Mapping[int, Run], length: int | None
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """The LLM's last hidden states [B, T, D] of a prompt, and where in it each sentinel's run stands [B, J, W]."""
+        layout = plan(input_ids, attention_mask, {sentinel: mask for sentinel, (_, mask) in runs.items()}, length)
+        text = self.model.embed_tokens(input_ids.clamp(min=0))
+        spliced = splice(layout, text, {sentinel: embeddings for sentinel, (embeddings, _) in runs.items()})
+        return self.understand(spliced), layout.inserted
 
     def understand(self, embeddings: Tensor) -> Tensor:
         """The LLM's last hidden states [B, T, D] of embeddings [B, T, D].
@@ -247,6 +324,18 @@ class PsalmForSegmentation(PreTrainedModel):
         output = self.model(inputs_embeds=embeddings, attention_mask=causal.expand(B, 1, T, T), use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+
+def _given(name: str, value: Given | None, task: str) -> Given:
+    if value is None:
+        raise ValueError(f"task {task} needs {name}, but got none")
+    return value
+
+
+def _one_run(tokens: Tensor, mask: Tensor | None = None) -> Run:
+    """Tokens [B, W, D] (all, or those that bool [B, W] marks) that stand at the only sentinel of their kind."""
+    mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+    return tokens[:, None], mask[:, None]
 
 
 def _keep_initial_weights(part: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """What the model is trained on: losses of masks and of their names, at every layer of the predictor.
 
-Letters as in the matcher: B batch, Q queries, C classes incl. background (last), N masks of an image, K regions of an
-image (one mask each), P points, A assigned pairs of the batch.
+Letters as in the matcher: B batch, Q queries, C classes incl. background (last), N masks of an image, M masks of the
+batch, K regions of an image, R regions of the batch, P points, A assigned pairs of the batch.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,22 @@ class PsalmCriterion:
     loss_dice                 dice loss over the same points                              number of masks
     loss_class_name_class     CE of every query; background weighs ``no_object_weight``   sum of the class weights
     loss_SEG_class            BCE of every query; positives weigh (n - k) / k             n = images x Q
-    loss_region_class         BCE of every region and query; the same                     n = masks x Q
+    loss_region_class         BCE of every region and query; positives weigh Q - 1        regions x Q
     ========================  ==========================================================  ==========================
 
-    with k the number of masks. Which of the last three there is depends on the logits in the prediction; an absent loss
-    is absent, not zero. Points are drawn as in PointRend (arXiv 1912.08193): of ``oversample_ratio * num_points``
-    candidates the most uncertain fill ``importance_sample_ratio`` of the ``num_points``, uniform points the rest.
+    with k the number of masks. A region's positive is the query that is assigned to the mask that answers it: several
+    regions may share one, and a region that no mask answers has none. Which of the last three losses there is depends
+    on the logits in the prediction; an absent loss is absent, not zero. Points are drawn as in PointRend (arXiv
+    1912.08193): of ``oversample_ratio * num_points`` candidates the most uncertain fill ``importance_sample_ratio`` of
+    the ``num_points``, uniform points the rest.
 
-    **Normalisation.** Every denominator is known from the number of masks and of images alone. With ``num_masks=None``
-    they are those of this batch. A caller that splits one step over ranks and micro-batches gives the totals of the
-    whole step, and the *sum* of the parts' losses is then the loss of the undivided batch, exactly, for every loss
-    above. Where parts are *averaged* (as data-parallel training does with gradients), give totals divided by the number
-    of parts; ``num_images`` is then the batch size, which is its default. Points are drawn from each image's own key,
-    so the split does not change them either. Averaging parts that were given no ``num_masks`` is not the loss of the
-    undivided batch: masks of images with few of them then weigh more.
+    **Normalisation.** Every denominator is known from the numbers of masks, of regions and of images alone. Where
+    ``num_masks`` or ``num_regions`` is None it is that of this batch. A caller that splits one step over ranks and
+    micro-batches gives the totals of the whole step, and the *sum* of the parts' losses is then the loss of the
+    undivided batch, exactly, for every loss above. Where parts are *averaged* (as data-parallel training does with
+    gradients), give totals divided by the number of parts; ``num_images`` is then the batch size, which is its default.
+    Points are drawn from each image's own key, so the split does not change them either. Averaging parts that were
+    given no totals is not the loss of the undivided batch: masks of images with few of them then weigh more.
 
     Everything is computed in float32, whatever the predictions' type and the surrounding autocast.
     """
@@ -82,17 +84,27 @@ class PsalmCriterion:
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor] | None,
         random_keys: Tensor,
+        *,
+        region_labels: Sequence[Tensor] | None = None,
         num_masks: float | Tensor | None = None,
+        num_regions: float | Tensor | None = None,
         num_images: float | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each a float32 scalar; their sum is what is minimised.
 
         ``predictions`` one per layer, the final one last; ``mask_labels`` bool [N, S, S] and ``class_labels``
-        int64 [N] per image (None where the task has no class names; N = 0 is allowed); ``random_keys`` int64 [B].
-        ``num_masks`` and ``num_images``: see the class.
+        int64 [N] per image (None where the task has no class names; N = 0 is allowed); ``random_keys`` int64 [B];
+        ``region_labels`` int64 [K] per image: which of its masks answers each region, -1 if none does, and None where
+        region k is answered by mask k. ``num_masks``, ``num_regions`` and ``num_images``: see the class.
         """
-        targets = Targets.of(mask_labels, class_labels)
-        layers = self.layer_losses(predictions, targets, KeyedPoints(random_keys.tolist()), num_masks, num_images)
+        layers = self.layer_losses(
+            predictions,
+            Targets.of(mask_labels, class_labels, region_labels),
+            KeyedPoints(random_keys.tolist()),
+            num_masks=num_masks,
+            num_regions=num_regions,
+            num_images=num_images,
+        )
         return {name: self.weights[name] * torch.stack([losses[name] for losses in layers]).sum() for name in layers[0]}
 
     def layer_losses(
@@ -100,15 +112,17 @@ class PsalmCriterion:
         predictions: Sequence[Prediction],
         targets: Targets,
         points: PointSource,
+        *,
         num_masks: float | Tensor | None = None,
+        num_regions: float | Tensor | None = None,
         num_images: float | None = None,
     ) -> list[dict[str, Tensor]]:
         """Unweighted losses of each layer, in the order of ``predictions``."""
         assignments = self.matcher(predictions, targets, points)
         device = predictions[0].masks.device
-        if isinstance(num_masks, Tensor):
-            num_masks = num_masks.to(device, torch.float32).reshape(())
+        num_masks, num_regions = _on(device, num_masks), _on(device, num_regions)
         masks = max(sum(targets.counts), 1) if num_masks is None else num_masks
+        regions = sum(targets.regions) if num_regions is None else num_regions
         images = float(len(targets.counts)) if num_images is None else num_images
         losses = []
         with torch.autocast(device.type, enabled=False):
@@ -122,7 +136,7 @@ class PsalmCriterion:
                 if prediction.seg_logits is not None:
                     result["loss_SEG_class"] = _seg_loss(prediction.seg_logits, assigned, masks, images)
                 if prediction.region_logits is not None:
-                    result["loss_region_class"] = _region_loss(prediction.region_logits, targets, assigned, masks)
+                    result["loss_region_class"] = _region_loss(prediction.region_logits, targets, assigned, regions)
                 losses.append(result)
         return losses
 
@@ -172,24 +186,37 @@ def _seg_loss(logits_BQ1: Tensor, assigned: Assignment, num_masks: float | Tenso
     logits_BQ = logits_BQ1.squeeze(-1).float()
     truth_BQ = torch.zeros_like(logits_BQ)
     truth_BQ[assigned.image, assigned.query] = 1
-    return _balanced_cross_entropy(logits_BQ, truth_BQ, images * logits_BQ.shape[1], num_masks)
-
-
-def _region_loss(logits: Sequence[Tensor], targets: Targets, assigned: Assignment, num_masks: float | Tensor) -> Tensor:
-    regions = tuple(len(logits_KQ) for logits_KQ in logits)
-    if regions != targets.counts:
-        raise ValueError(f"each region needs one mask, but images have {regions} regions and {targets.counts} masks")
-    logits_MQ = torch.cat([logits_KQ.float() for logits_KQ in logits])
-    truth_MQ = torch.zeros_like(logits_MQ)
-    truth_MQ[assigned.mask, assigned.query] = 1
-    return _balanced_cross_entropy(logits_MQ, truth_MQ, num_masks * logits_MQ.shape[1], num_masks)
-
-
-def _balanced_cross_entropy(logits: Tensor, truth: Tensor, count: float | Tensor, positives: float | Tensor) -> Tensor:
-    """Sum of BCE over ``count``, where a positive weighs as much as there are negatives for it."""
-    weight = _divide(torch.as_tensor(count - positives, dtype=torch.float32, device=logits.device), positives)
-    total = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight.clamp(min=0), reduction="sum")
+    count = images * logits_BQ.shape[1]
+    negatives = torch.as_tensor(count - num_masks, dtype=torch.float32, device=logits_BQ.device)
+    weight = _divide(negatives, num_masks).clamp(min=0)
+    total = F.binary_cross_entropy_with_logits(logits_BQ, truth_BQ, pos_weight=weight, reduction="sum")
     return _divide(total, count)
+
+
+def _region_loss(
+    logits: Sequence[Tensor], targets: Targets, assigned: Assignment, num_regions: float | Tensor
+) -> Tensor:
+    regions = tuple(len(logits_KQ) for logits_KQ in logits)
+    if regions != targets.regions:
+        raise ValueError(
+            f"each region needs one label, but images have {regions} regions and {targets.regions} region labels "
+            "(or masks, where no region_labels are given)"
+        )
+    logits_RQ = torch.cat([logits_KQ.float() for logits_KQ in logits])
+    Q = logits_RQ.shape[1]
+    # The entry after the last mask is never assigned: that is where an answer of -1 reads.
+    query_of_mask = assigned.query.new_full((sum(targets.counts) + 1,), -1)
+    query_of_mask[assigned.mask] = assigned.query
+    queries_Q = torch.arange(Q, device=logits_RQ.device)
+    truth_RQ = (query_of_mask[targets.answers][:, None] == queries_Q).float()
+    weight = logits_RQ.new_full((), Q - 1)
+    total = F.binary_cross_entropy_with_logits(logits_RQ, truth_RQ, pos_weight=weight, reduction="sum")
+    return _divide(total, num_regions * Q)
+
+
+def _on(device: torch.device, total: float | Tensor | None) -> float | Tensor | None:
+    """A step's total where losses are computed; a scalar if it is a tensor."""
+    return total.to(device, torch.float32).reshape(()) if isinstance(total, Tensor) else total
 
 
 def _divide(total: Tensor, count: float | Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Which query answers for which ground-truth mask: Hungarian matching (DETR, arXiv 2005.12872; Mask2Former, 3.3).
 
 Letters: B batch, Q queries, C classes incl. background (last), N masks of an image, M masks of the batch,
-P points, S side of the padded image, A assigned pairs of the batch, L layers.
+K regions of an image, R regions of the batch, P points, S side of the padded image, A assigned pairs of the batch,
+L layers.
 """
 
 from collections.abc import Sequence
@@ -24,15 +25,37 @@ class Targets:
     masks: Tensor  # bool [M, S + 2, S + 2], with a border of zeros
     labels: Tensor | None  # int64 [M], class positions; None where the task has no classes
     counts: tuple[int, ...]  # N of each image
+    answers: Tensor  # int64 [R], number of the mask within the batch that answers each region; -1 where none does
+    regions: tuple[int, ...]  # K of each image
 
     @staticmethod
-    def of(mask_labels: Sequence[Tensor], class_labels: Sequence[Tensor] | None) -> "Targets":
-        """From one [N, S, S] and one [N] tensor per image; ValueError where they disagree."""
+    def of(
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor] | None,
+        region_labels: Sequence[Tensor] | None = None,
+    ) -> "Targets":
+        """From one [N, S, S], one [N] and one [K] tensor per image.
+
+        ``region_labels`` int64: which of the image's masks answers each region, -1 if none does; None where region k
+        is answered by mask k.
+
+        Raises:
+            ValueError: masks and class labels of an image are not equally many.
+            RuntimeError: a region label is no mask of its image (on a GPU the assertion fails on the device).
+        """
         counts = tuple(len(masks) for masks in mask_labels)
         if class_labels is not None and (labelled := tuple(len(labels) for labels in class_labels)) != counts:
             raise ValueError(f"each mask needs one class label, but images have {counts} masks and {labelled} labels")
         labels = None if class_labels is None else torch.cat(list(class_labels))
-        return Targets(add_border(torch.cat([masks.bool() for masks in mask_labels])), labels, counts)
+        masks = add_border(torch.cat([masks.bool() for masks in mask_labels]))
+        if region_labels is None:
+            return Targets(masks, labels, counts, torch.arange(len(masks), device=masks.device), counts)
+        answers = []
+        for image, (labels_K, count) in enumerate(zip(region_labels, counts, strict=True)):
+            known = ((labels_K >= -1) & (labels_K < count)).all()
+            torch._assert_async(known, f"region labels of an image with {count} masks must be from -1 to {count - 1}")
+            answers.append(torch.where(labels_K < 0, -1, labels_K + sum(counts[:image])))
+        return Targets(masks, labels, counts, torch.cat(answers), tuple(len(labels_K) for labels_K in region_labels))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,14 @@ LEVELS = ("res2", "res3", "res4", "res5")
 RES2_STRIDE = 4
 """Pixels of the image per pixel of res2: Swin's patch size."""
 
-ReferencePoints = Literal["center", "proposal", "learned"]
+ReferencePoints = Literal["auto", "center", "proposal", "learned"]
 REFERENCE_POINTS: tuple[ReferencePoints, ...] = get_args(ReferencePoints)
+"""Where the queries start to look, always inside the valid (not padded) area of the image.
+
+``center``: the centre of that area. ``proposal``: the pixel of res5 that is most similar to the query. ``learned``: a
+linear layer and a sigmoid of the query, over that area (Deformable DETR). ``auto``: ``center`` for queries that come
+with the image itself, ``proposal`` for those from another image, which may be about anything anywhere in this one.
+"""
 
 
 class MultiScaleDeformableCrossAttentionAlignment(nn.Module):
@@ -30,13 +36,11 @@ class MultiScaleDeformableCrossAttentionAlignment(nn.Module):
         hidden_dim: E; must be divisible by ``n_heads``.
         n_heads: attention heads.
         n_points: sampling points per head and level.
-        reference_points: where the queries start to look. ``center``: the centre of the valid image area; ``proposal``:
-            the pixel of res5 that is most similar to the query; ``learned``: a linear layer and a sigmoid of the query
-            (Deformable DETR), over the valid area.
+        reference_points: where the queries start to look; see ``REFERENCE_POINTS``.
 
     Raises:
         ValueError: a count is below 1, ``hidden_dim`` is not divisible by ``n_heads``, ``reference_points`` is none of
-            the three, or there are not four levels.
+            ``REFERENCE_POINTS``, or there are not four levels.
     """
 
     n_levels = len(LEVELS)
@@ -86,6 +90,8 @@ class MultiScaleDeformableCrossAttentionAlignment(nn.Module):
         query_mask: Tensor,
         features: Mapping[str, Tensor],
         image_sizes: Tensor | None,
+        *,
+        from_other_image: bool = False,
     ) -> Tensor:
         """Gather one token per query.
 
@@ -94,6 +100,7 @@ class MultiScaleDeformableCrossAttentionAlignment(nn.Module):
             query_mask: bool [B, K], false where a query is padding.
             features: ``res2`` .. ``res5``, each [B, C_l, H_l, W_l].
             image_sizes: (height, width) [B, 2] of the valid area in pixels, or None where nothing is padded.
+            from_other_image: the queries are features of another image than the one that is sampled.
 
         Returns:
             [B, K, D]; zero where ``query_mask`` is false.
@@ -109,13 +116,15 @@ class MultiScaleDeformableCrossAttentionAlignment(nn.Module):
         padding = ~query_mask[..., None]
         hidden = self.query_proj(queries.masked_fill(padding, 0).to(dtype))
         extent = valid_extent(image_sizes, levels[0], RES2_STRIDE)
-        points = self._points(hidden, projected[-1], spatial_shapes[-1], extent)
+        points = self._points(hidden, projected[-1], spatial_shapes[-1], extent, from_other_image)
         tokens = self.output_proj(self.attention(hidden, points, values, spatial_shapes))
         return tokens.masked_fill(padding, 0)
 
-    def _points(self, hidden: Tensor, res5: Tensor, shape: tuple[int, int], extent: Tensor) -> Tensor:
+    def _points(
+        self, hidden: Tensor, res5: Tensor, shape: tuple[int, int], extent: Tensor, from_other_image: bool
+    ) -> Tensor:
         if self.reference_points == "learned":
             return self.reference_proj(hidden).to(extent.dtype).sigmoid() * extent
-        if self.reference_points == "proposal":
+        if self.reference_points == "proposal" or (self.reference_points == "auto" and from_other_image):
             return proposal_points(hidden, res5, shape, extent)
         return centre_points(hidden, extent)

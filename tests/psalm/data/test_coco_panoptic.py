@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psalm.data.coco_panoptic import PanopticDataset
+from psalm.constants import PANOPTIC
+from psalm.data.coco_panoptic import PanopticData
 from psalm.data.errors import BadImageError, DataError
 
 CATEGORIES = [
@@ -72,7 +73,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_records(root):
-    dataset = PanopticDataset(root, "train")
+    dataset = PanopticData(root, "train")
     assert [(info.name, info.isthing, info.id) for info in dataset.classes] == [
         ("cat", True, 90),
         ("sky", False, 7),
@@ -90,23 +91,57 @@ def test_records(root):
 
 def test_pngs_beside_annotations(tmp_path):
     write(tmp_path, inside=False)
-    assert len(PanopticDataset(tmp_path, "train").record(0).segments) == 3
+    assert len(PanopticData(tmp_path, "train").record(0).segments) == 3
 
 
 @pytest.mark.parametrize("folder", ["pictures", "pictures/train2017"])
 def test_image_folder(tmp_path, folder):
     write(tmp_path / "coco", images=f"../{folder}")
-    dataset = PanopticDataset(tmp_path / "coco", "train", image_folder=tmp_path / "pictures")
+    dataset = PanopticData(tmp_path / "coco", "train", image_folder=tmp_path / "pictures")
     assert dataset.record(2).image_id == 8
+
+
+def test_selected_samples(root):
+    dataset = PanopticData(root, "train", skip_bad_images=True)
+    chosen = dataset.select([2, 0]).select([0, 1, 1])
+    assert len(chosen) == 3
+    assert chosen.image_ids == (8, 11, 11)
+    assert [chosen.record(index).image_id for index in range(3)] == [8, 11, 11]
+    assert [segment.id for segment in chosen.truth(0)[1]] == [16_000_008, 300, 70_000]
+    assert pickle.loads(pickle.dumps(chosen)).image_ids == (8, 11, 11)
+    (root / "train2017" / "8.jpg").unlink()
+    assert chosen.good_indices() == [1, 2]
+    assert dataset.bad_images == ("8.jpg",)
+
+
+def test_task_and_files(root):
+    dataset = PanopticData(root, "train")
+    assert dataset.task == PANOPTIC
+    assert dataset.annotation_files == (root / "annotations" / "panoptic_train2017.json",)
+    assert dataset.files(1) == (
+        ("image", root / "train2017" / "5.jpg"),
+        ("panoptic PNG", root / "annotations" / "panoptic_train2017" / "5.png"),
+    )
+    assert dataset.image_names(1) == ("5.jpg",)
+
+
+def test_check_reads_no_image(root):
+    (root / "train2017" / "11.jpg").unlink()
+    dataset = PanopticData(root, "train")
+    dataset.check(0)
+    truncate(root / "annotations" / "panoptic_train2017" / "11.png")
+    with pytest.raises(BadImageError, match=r"panoptic PNG .*11\.png is truncated"):
+        dataset.check(0)
+    assert dataset.bad_images == ("11.jpg",)
 
 
 def test_grey_images_are_read_as_rgb(root):
     Image.fromarray(np.full((5, 6), 50, dtype=np.uint8)).save(root / "train2017" / "11.jpg")
-    assert PanopticDataset(root, "train").record(0).image.shape == (5, 6, 3)
+    assert PanopticData(root, "train").record(0).image.shape == (5, 6, 3)
 
 
 def test_copies_are_light_and_parse_once(root):
-    dataset = PanopticDataset(root, "train")
+    dataset = PanopticData(root, "train")
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.index is dataset.index
     assert len(pickle.dumps(dataset)) < 3000
@@ -114,11 +149,11 @@ def test_copies_are_light_and_parse_once(root):
 
 
 def test_changed_file_is_read_again(root):
-    before = PanopticDataset(root, "train")
-    content = json.loads(before.files.annotations.read_text())
+    before = PanopticData(root, "train")
+    content = json.loads(before.located.annotations.read_text())
     content["annotations"].pop()
     save(root, content)
-    assert len(PanopticDataset(root, "train")) == 2
+    assert len(PanopticData(root, "train")) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,7 +184,7 @@ def test_wrong_format_is_named_by_file_and_place(root, change, message):
     change(content)
     save(root, content)
     with pytest.raises(DataError, match=message) as caught:
-        PanopticDataset(root, "train")
+        PanopticData(root, "train")
     text = str(caught.value)
     assert text.startswith(str(root / "annotations" / "panoptic_train2017.json"))
     assert "COCO panoptic JSON is expected" in text
@@ -163,13 +198,13 @@ def segment(content: dict[str, Any]) -> dict[str, Any]:
 def test_not_json(root):
     (root / "annotations" / "panoptic_train2017.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"panoptic_train2017\.json is not JSON: Expecting value: line 1"):
-        PanopticDataset(root, "train")
+        PanopticData(root, "train")
 
 
 def test_a_list_at_the_top(root):
     save(root, [])
     with pytest.raises(DataError, match="the file must be an object, but is list"):
-        PanopticDataset(root, "train")
+        PanopticData(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -184,12 +219,12 @@ def test_a_list_at_the_top(root):
 def test_missing_folder_or_file(root, gone, message):
     (root / gone).rename(root.parent / "elsewhere")
     with pytest.raises(DataError, match=message):
-        PanopticDataset(root, "train")
+        PanopticData(root, "train")
 
 
 def test_unknown_split(root):
     with pytest.raises(ValueError, match="split must be one of train, val, but got 'test'"):
-        PanopticDataset(root, "test")  # type: ignore[arg-type]
+        PanopticData(root, "test")  # type: ignore[arg-type]
 
 
 def test_png_with_an_id_that_is_not_annotated(root):
@@ -197,7 +232,7 @@ def test_png_with_an_id_that_is_not_annotated(root):
     content["annotations"][0]["segments_info"].pop(1)
     save(root, content)
     with pytest.raises(DataError, match=r"11\.png has pixels of id 300, which is not in segments_info of image 11"):
-        PanopticDataset(root, "train").record(0)
+        PanopticData(root, "train").record(0)
 
 
 def test_annotated_id_without_pixels(root):
@@ -205,13 +240,13 @@ def test_annotated_id_without_pixels(root):
     content["annotations"][0]["segments_info"].append({"id": 4, "category_id": 7, "iscrowd": 0})
     save(root, content)
     with pytest.raises(DataError, match=r"11\.png has no pixel of id 4, which is in segments_info of image 11"):
-        PanopticDataset(root, "train").record(0)
+        PanopticData(root, "train").record(0)
 
 
 def test_image_of_another_size(root):
     Image.new("RGB", (3, 4)).save(root / "train2017" / "11.jpg")
     with pytest.raises(DataError, match=r"11\.png is 6 x 5 pixels, but its image .*11\.jpg is 3 x 4 pixels"):
-        PanopticDataset(root, "train").record(0)
+        PanopticData(root, "train").record(0)
 
 
 def truncate(path: Path) -> None:
@@ -219,7 +254,7 @@ def truncate(path: Path) -> None:
 
 
 def test_bad_images_are_named(root):
-    dataset = PanopticDataset(root, "train")
+    dataset = PanopticData(root, "train")
     (root / "train2017" / "11.jpg").unlink()
     with pytest.raises(BadImageError, match=r"image .*11\.jpg is missing"):
         dataset.record(0)
@@ -234,7 +269,7 @@ def test_bad_images_are_named(root):
 
 def test_bad_images_are_logged_once(root, caplog):
     (root / "train2017" / "5.jpg").unlink()
-    dataset = PanopticDataset(root, "train", skip_bad_images=True)
+    dataset = PanopticData(root, "train", skip_bad_images=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             with pytest.raises(BadImageError):
@@ -244,24 +279,24 @@ def test_bad_images_are_logged_once(root, caplog):
 
 def test_evaluation_leaves_bad_images_out(root):
     truncate(root / "train2017" / "5.jpg")
-    dataset = PanopticDataset(root, "train", skip_bad_images=True)
+    dataset = PanopticData(root, "train", skip_bad_images=True)
     assert dataset.good_indices() == [0, 2]
     assert dataset.bad_images == ("5.jpg",)
-    assert PanopticDataset(root, "train").good_indices() == [0, 1, 2]
+    assert PanopticData(root, "train").good_indices() == [0, 1, 2]
 
 
 def test_no_image_left_for_evaluation(root):
     for name in ("5.jpg", "8.jpg", "11.jpg"):
         (root / "train2017" / name).unlink()
     with pytest.raises(
-        DataError, match=r"every image in .* is missing or truncated, e\.g\. image .*11\.jpg is missing"
+        DataError, match=r"every image of .*json is missing or truncated, e\.g\. image .*11\.jpg is missing"
     ):
-        PanopticDataset(root, "train", skip_bad_images=True).good_indices()
+        PanopticData(root, "train", skip_bad_images=True).good_indices()
 
 
 @pytest.mark.parametrize(("split", "images", "segments"), [("train", 57, 607), ("val", 30, 344)])
 def test_real_images(coco_real, split, images, segments):
-    dataset = PanopticDataset(coco_real, split)
+    dataset = PanopticData(coco_real, split)
     raw = json.loads((coco_real / "annotations" / f"panoptic_{split}2017.json").read_text())
     id_of = {index: info.id for index, info in enumerate(dataset.classes)}
     assert len(dataset) == images

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from psalm.model.configuration import PsalmConfig
+from psalm.model.multimodal_projector.builder import REFERENCE_POINTS
 
 
 def test_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
@@ -33,6 +34,12 @@ def test_defaults_are_the_published_sizes() -> None:
 
 def test_a_default_can_be_read_from_the_class() -> None:
     assert (PsalmConfig.mm_hidden_dim, PsalmConfig.mm_n_heads, PsalmConfig.mm_n_points) == (256, 8, 4)
+    assert PsalmConfig.mm_reference_points == "auto"
+
+
+def test_reference_points_are_the_projector_s() -> None:
+    for choice in REFERENCE_POINTS:
+        assert PsalmConfig(mm_reference_points=choice).mm_reference_points == choice
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,63 @@ def test_empty_mask_scores_zero():
     scores = postprocess.region(torch.zeros(1, 2), mask_logits).scores[0]
     assert scores[0] == 0
     assert scores[1].item() == pytest.approx(0.5 * torch.tensor(2.0).sigmoid().item(), rel=1e-4)
+
+
+def queries(*rows):
+    """Mask logits [Q, 2, 2] of queries that are sure of their pixels."""
+    return torch.tensor([[[9.0 if pixel == "x" else -9.0 for pixel in row[i : i + 2]] for i in (0, 2)] for row in rows])
+
+
+def grid(mask):
+    return "".join("x" if pixel else "." for pixel in mask.flatten().tolist())
+
+
+def test_semantic_labels_are_the_highest_of_the_scores():
+    generator = torch.Generator().manual_seed(0)
+    class_logits, mask_logits = torch.randn(5, 4, generator=generator), torch.randn(5, 3, 2, generator=generator)
+    labels = postprocess.semantic_labels(class_logits, mask_logits)
+    for row in range(3):
+        for column in range(2):
+            scores = [0.0] * 3  # without background
+            for query in range(5):
+                total = sum(math.exp(v) for v in class_logits[query].tolist())
+                inside = 1 / (1 + math.exp(-mask_logits[query, row, column].item()))
+                for label in range(3):
+                    scores[label] += math.exp(class_logits[query, label].item()) / total * inside
+            assert labels[row, column] == max(range(3), key=lambda label: scores[label])
+
+
+def test_best_mask_is_sure_of_itself_too():
+    mask_logits = queries("x...", "xx..", "...x")
+    assert grid(postprocess.best_mask(torch.tensor([[0.0], [2.0], [1.0]]), mask_logits)) == "xx.."
+    mask_logits[1] /= 20  # 0.88 * 0.61 is less than 0.73 * 1.00
+    assert grid(postprocess.best_mask(torch.tensor([[0.0], [2.0], [1.0]]), mask_logits)) == "...x"
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "threshold", "expected"),
+    [
+        ((0.7, 0.5, 0.9), 0.6, "x..x"),
+        ((0.7, 0.5, 0.9), 0.4, "xx.x"),
+        ((0.59, 0.1, 0.5), 0.6, "...."),
+    ],
+)
+def test_generalised_mask_is_all_that_are_sure_or_nothing(probabilities, threshold, expected):
+    logits = torch.tensor(probabilities)[:, None].logit()
+    mask = postprocess.generalised_mask(logits, queries("x...", ".x..", "...x"), threshold)
+    assert mask.dtype == torch.bool
+    assert grid(mask) == expected
+
+
+def test_generalised_mask_uses_psalm_s_threshold():
+    mask_logits = queries("x...", "...x")
+    assert grid(postprocess.generalised_mask(torch.tensor([[0.61], [0.59]]).logit(), mask_logits)) == "x..."
+
+
+def test_each_region_is_answered_by_its_best_query():
+    logits = torch.tensor([[0.1, 0.8, 0.2], [0.3, 0.1, 0.2], [0.1, 0.9, 0.2]]).logit()
+    mask_logits = queries("x...", ".x..", "...x")
+    threshold = postprocess.ABSENT_THRESHOLD
+    assert [*map(grid, postprocess.region_masks(logits, mask_logits))] == [".x..", "x...", ".x.."]
+    assert [*map(grid, postprocess.region_masks(logits, mask_logits, threshold))] == [".x..", "....", ".x.."]
+    assert postprocess.region_masks(logits[:0], mask_logits, threshold).shape == (0, 2, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from psalm.model.region_pooling import KeyedRegionDraws, pool_regions, region_points
+from psalm.model.region_pooling import KeyedRegionDraws, pad_regions, pool_regions, region_points, unpad_regions
 
 KEYS = torch.tensor([3, 4])
 
@@ -81,6 +81,14 @@ def test_image_without_regions_gives_none():
     assert [tuple(pooled.shape) for pooled in pool_regions(features, masks, KEYS)] == [(0, 6), (2, 6)]
     features, masks = regions((0, 0))
     assert [tuple(pooled.shape) for pooled in pool_regions(features, masks, KEYS)] == [(0, 6), (0, 6)]
+
+
+def test_padding_is_marked_and_taken_off_again():
+    regions = [torch.tensor([[1.0, 2.0]]), torch.zeros(0, 2), torch.tensor([[3.0, 4.0], [5.0, 6.0]])]
+    padded, mask = pad_regions(regions)
+    assert padded.squeeze(2).tolist() == [[[1, 2], [0, 0]], [[0, 0], [0, 0]], [[3, 4], [5, 6]]]
+    assert mask.squeeze(2).tolist() == [[True, False], [False, False], [True, True]]
+    torch.testing.assert_close(unpad_regions(padded.squeeze(2), regions), regions, atol=0, rtol=0)
 
 
 def test_type_and_gradient_are_the_features():

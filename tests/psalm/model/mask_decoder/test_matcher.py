@@ -106,6 +106,21 @@ def test_prediction_that_is_not_finite_is_matched_last():
     assert [query for query, _ in pairs_of(assignment, 0)] == [0, 2, 4]
 
 
+def test_answers_are_numbered_within_the_batch():
+    masks, labels = [torch.zeros(n, 4, 4, dtype=torch.bool) for n in COUNTS], [[2, -1, 0, 2], [-1], [1]]
+    targets = Targets.of(masks, None, [torch.tensor(answers) for answers in labels])
+    assert targets.answers.tolist() == [2, -1, 0, 2, -1, 3 + 1]
+    assert targets.regions == (4, 1, 1)
+    assert Targets.of(masks, None).answers.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("label", [-2, 2])
+def test_an_answer_must_be_one_of_the_image_s_masks(label):
+    masks = [torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(3, 4, 4, dtype=torch.bool)]
+    with pytest.raises(RuntimeError, match="region labels of an image with 2 masks must be from -1 to 1"):
+        Targets.of(masks, None, [torch.tensor([0, label]), torch.tensor([2])])
+
+
 def test_labels_must_fit_masks():
     masks = [torch.zeros(2, 4, 4, dtype=torch.bool)]
     message = r"each mask needs one class label, but images have \(2,\) masks and \(1,\) labels"

@@ -26,7 +26,7 @@ def test_unknown_name_is_refused_with_the_known_ones():
     ("change", "message"),
     [
         ({"n_heads": 3}, "hidden_dim 8 is not divisible by n_heads 3; the nearest allowed hidden_dim: 6 and 9"),
-        ({"reference_points": "corner"}, "must be one of .*'center', 'proposal', 'learned'.*, but got 'corner'"),
+        ({"reference_points": "corner"}, "one of .*'auto', 'center', 'proposal', 'learned'.*, but got 'corner'"),
         ({"feature_channels": (4, 6)}, r"channels of .*res2.*, but got \[4, 6\]"),
     ],
 )

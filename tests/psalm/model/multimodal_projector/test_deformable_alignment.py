@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from psalm.model.deformable_attention import compass_rose
-from psalm.model.multimodal_projector.deformable_alignment import MultiScaleDeformableCrossAttentionAlignment
+from psalm.model.multimodal_projector.deformable_alignment import (
+    REFERENCE_POINTS,
+    MultiScaleDeformableCrossAttentionAlignment,
+)
 
 CHANNELS = (4, 6, 8, 10)
 SIZES = ((16, 16), (8, 8), (4, 4), (2, 2))  # an image of 64 x 64 pixels
@@ -114,7 +117,7 @@ def test_every_query_starts_at_the_compass_rose():
     assert not offsets.weight.any()
 
 
-@pytest.mark.parametrize("reference_points", ["center", "proposal", "learned"])
+@pytest.mark.parametrize("reference_points", REFERENCE_POINTS)
 def test_padded_queries_are_zero_whatever_they_hold(reference_points):
     module = aligner(reference_points)
     queries, mask, features = random_inputs()
@@ -126,11 +129,11 @@ def test_padded_queries_are_zero_whatever_they_hold(reference_points):
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
 
 
-def looked_at(module, features: dict[str, Tensor], queries: Tensor, image_sizes: Tensor | None) -> Tensor:
+def looked_at(module, features: dict[str, Tensor], queries: Tensor, image_sizes: Tensor | None, **choice) -> Tensor:
     """Mean (x, y) of the res2 pixels that the tokens of the first image depend on, in [0, 1]."""
     res2 = features["res2"].clone().requires_grad_()
     mask = torch.ones(queries.shape[:2], dtype=torch.bool)
-    module(queries, mask, {**features, "res2": res2}, image_sizes)[0].sum().backward()
+    module(queries, mask, {**features, "res2": res2}, image_sizes, **choice)[0].sum().backward()
     rows, columns = res2.grad[0].abs().sum(0).nonzero().double().add(0.5).div(16).mean(0)
     return torch.stack((columns, rows))
 
@@ -167,6 +170,16 @@ def test_proposal_is_the_most_similar_pixel_of_res5_outside_the_padding():
     assert looked_at(module, features, queries, IMAGE_SIZES).tolist() == [0.25, 0.75]
 
 
+@pytest.mark.parametrize("reference_points", REFERENCE_POINTS)
+@pytest.mark.parametrize("from_other_image", [False, True])
+def test_only_auto_asks_where_queries_come_from(reference_points, from_other_image):
+    queries, mask, features = random_inputs()
+    expected = reference_points if reference_points != "auto" else "proposal" if from_other_image else "center"
+    module, plain = straight_ahead(reference_points), straight_ahead(expected)
+    tokens = module(queries, mask, features, IMAGE_SIZES, from_other_image=from_other_image)
+    assert torch.equal(tokens, plain(queries, mask, features, IMAGE_SIZES))
+
+
 def test_learned_is_a_sigmoid_of_the_query_over_the_valid_area():
     module = straight_ahead("learned")
     queries, _, features = random_inputs()
@@ -193,10 +206,12 @@ def test_bfloat16_follows_its_weights_and_stays_close():
     torch.testing.assert_close(tokens.double(), expected, rtol=0.1, atol=0.3)
 
 
-@pytest.mark.parametrize("reference_points", ["center", "proposal", "learned"])
-def test_nothing_waits_for_the_device(reference_points):
+@pytest.mark.parametrize("reference_points", REFERENCE_POINTS)
+@pytest.mark.parametrize("from_other_image", [False, True])
+def test_nothing_waits_for_the_device(reference_points, from_other_image):
     # Tensors without data cannot be read back: whatever would wait for a GPU raises here.
     queries, mask, features = random_inputs()
     features = {name: feature.to("meta") for name, feature in features.items()}
-    tokens = aligner(reference_points).to("meta")(queries.to("meta"), mask.to("meta"), features, IMAGE_SIZES.to("meta"))
+    given = (queries.to("meta"), mask.to("meta"), features, IMAGE_SIZES.to("meta"))
+    tokens = aligner(reference_points).to("meta")(*given, from_other_image=from_other_image)
     assert tokens.shape == (2, 3, LLM_DIM)

@@ -1,0 +1,150 @@
+"""Cross-image data: regions of one image, and the objects of the same categories in another one.
+
+The file is a list of pairs: ``image_info`` and ``annotations`` are the prompt image and its prompted objects (COCO
+annotations with prompts, see ``interactive``), ``image1_info`` and ``annotations1`` the target image and its objects.
+``*_info`` has ``image`` (file name), ``img_id``, ``height`` and ``width``. ``python -m psalm.data.make_cross_image``
+makes such a file from COCO instances.
+
+Letters: H W height and width of the target image, N masks of the target image, K regions of the prompt image.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psalm.constants import CROSS_IMAGE
+from psalm.data.coco_format import JsonFile
+from psalm.data.dataset import File, Split, TaskData, find_image
+from psalm.data.interactive import (
+    check_regions,
+    decoded,
+    image_entry,
+    nothing_to_ask,
+    object_entries,
+    read_sized_image,
+    records_of,
+    region_entries,
+    region_record,
+)
+from psalm.data.packed import PackedRecords
+from psalm.data.samples import CrossImageRecord
+from psalm.data.visual_prompts import PROMPT_TYPES
+
+FORMAT = "cross-image JSON"
+
+
+class CrossImageData(TaskData):
+    """The pairs of images of one split.
+
+    Crowd regions, objects without a pixel and prompted objects without a prompt are left out, and so are pairs with
+    nothing prompted. A pair whose target has none of the prompted categories stays: nothing is there to be found.
+
+    Args:
+        path: the file.
+        split: "train" or "val".
+        image_folders: folders with the images; an image is read from the first that has it.
+        skip_bad_images: see ``TaskData``.
+        prompt_types: the types of prompt to use.
+
+    Raises:
+        ValueError: an unknown type of prompt.
+        DataError: the file is missing, not of the format, or has no region with such a prompt.
+    """
+
+    task = CROSS_IMAGE
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: Split,
+        image_folders: Sequence[Path],
+        skip_bad_images: bool = False,
+        prompt_types: Sequence[str] = PROMPT_TYPES,
+    ) -> None:
+        self.path = Path(path)
+        self.split = split
+        self.image_folders = tuple(image_folders)
+        self.prompt_types = tuple(prompt_types)
+        self._pairs = PackedRecords(_pairs(JsonFile(self.path, FORMAT), self.prompt_types))
+        if not len(self._pairs):
+            raise nothing_to_ask(self.path, self.prompt_types)
+        self._has_absent = any(-1 in self._pairs[row]["answers"] for row in range(len(self._pairs)))
+        super().__init__(len(self._pairs), skip_bad_images)
+
+    @property
+    def has_absent(self) -> bool:
+        """Whether the split asks for categories that a target image does not have.
+
+        A selection of pairs answers as the whole split, so that all are predicted in the same way.
+        """
+        return self._has_absent
+
+    @property
+    def annotation_files(self) -> tuple[Path, ...]:
+        """See ``TaskData``."""
+        return (self.path,)
+
+    def read_row(self, row: int) -> CrossImageRecord:
+        """See ``TaskData``."""
+        pair = self._pairs[row]
+        target_file, prompt_file = self.files_of_row(row)
+        target = pair["target"]
+        return CrossImageRecord(
+            prompt=region_record(self.path, pair["prompt"], prompt_file.path),
+            image_id=target["id"],
+            file_name=target["name"],
+            image=read_sized_image(self.path, target, target_file.path),
+            masks=self._target_masks(pair),
+            answers=np.array(pair["answers"], dtype=np.int64),
+            sample_id=pair["id"],
+        )
+
+    def check_row(self, row: int) -> None:
+        """See ``TaskData``."""
+        pair = self._pairs[row]
+        check_regions(self.path, pair["prompt"])
+        self._target_masks(pair)
+
+    def files_of_row(self, row: int) -> tuple[File, ...]:
+        """See ``TaskData``."""
+        pair = self._pairs[row]
+        return (
+            File("target image", find_image(self.image_folders, pair["target"]["name"])),
+            File("prompt image", find_image(self.image_folders, pair["prompt"]["image"]["name"])),
+        )
+
+    def _target_masks(self, pair: dict[str, Any]) -> np.ndarray:
+        """One mask per category that is there, of all its objects: bool [N, H, W]."""
+        masks = np.zeros((len(pair["objects"]), *pair["target"]["size"]), dtype=bool)
+        for mask, objects in zip(masks, pair["objects"], strict=True):
+            for entry in objects:
+                mask |= decoded(self.path, entry["segmentation"], pair["target"]["size"], entry["place"])
+        return masks
+
+
+def _pairs(file: JsonFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every pair that has regions, as little of it as is needed later."""
+    for row, pair in enumerate(records_of(file)):
+        image = image_entry(file, file.field(pair, "image_info", dict, row), row, "image_info")
+        target = image_entry(file, file.field(pair, "image1_info", dict, row), row, "image1_info")
+        regions = region_entries(file, pair, row, "annotations", image["size"], prompt_types)
+        objects: dict[int, list[dict[str, Any]]] = {}
+        for entry in object_entries(file, pair, row, "annotations1", target["size"]):
+            objects.setdefault(_category(file, pair, entry), []).append(entry)
+        categories = [_category(file, pair, region) for region in regions]
+        present = [category for category in dict.fromkeys(categories) if category in objects]
+        if regions:
+            yield {
+                "id": file.field(pair, "new_img_id", int, row) if "new_img_id" in pair else row,
+                "prompt": {"image": image, "regions": regions},
+                "target": target,
+                "objects": [objects[category] for category in present],
+                "answers": [present.index(category) if category in objects else -1 for category in categories],
+            }
+
+
+def _category(file: JsonFile, pair: Any, entry: dict[str, Any]) -> int:
+    row, key, column = entry["place"]
+    return file.field(pair[key][column], "category_id", int, row, key, column)

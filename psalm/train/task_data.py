@@ -1,0 +1,181 @@
+"""From settings to the data of a task: which files it is trained on, and which it is scored on.
+
+A path that is not given is looked for below ``panoptic_json_path``. Validation data are those of the ``eval_`` twins of
+the path flags; else the sibling of the training file with ``val`` for ``train`` in its name; else a tenth of the images
+is held out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psalm.constants import CROSS_IMAGE, INSTANCE, PANOPTIC, REFERRING, REGION, SEMANTIC
+from psalm.data.builtin import BUILTIN, resolve_root
+from psalm.data.coco_instances import InstanceData
+from psalm.data.coco_panoptic import PanopticData
+from psalm.data.coco_semantic import SemanticData
+from psalm.data.cross_image import CrossImageData
+from psalm.data.dataset import JoinedData, Split, TaskData
+from psalm.data.errors import DataError
+from psalm.data.held_out import SHARE, hold_out
+from psalm.data.interactive import RegionData
+from psalm.data.refer_coco import ReferringData, splits_of
+from psalm.data.visual_prompts import parse_prompt_types
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """The data of one task."""
+
+    train: TaskData
+    val: TaskData
+    chosen: str
+    """What the validation data are, in words."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of one task, or one part of them, are named.
+
+    Attributes:
+        flag: the setting that holds the annotation file's path.
+        folder: the setting that holds the images' folder.
+        beside: the file's path below ``panoptic_json_path`` where the setting is not given.
+    """
+
+    flag: str
+    folder: str
+    beside: str = ""
+
+
+SOURCES: dict[str, tuple[Source, ...]] = {
+    INSTANCE: (Source("instance_json_path", "image_folder", "annotations/instances_{split}2017.json"),),
+    REFERRING: (
+        Source("ref_coco_path", "refcoco_image_folder"),
+        Source("ref_coco_plus_path", "refcoco_image_folder"),
+        Source("ref_coco_g_path", "refcoco_image_folder"),
+        Source("referring_json_path", "referring_image_folder", "refer_{split}_psalm.json"),
+    ),
+    REGION: (Source("region_json_path", "region_image_folder", "coco_interactive_{split}_psalm.json"),),
+    CROSS_IMAGE: (Source("region_cross_json_path", "region_cross_image_folder", "coco_cross_{split}.json"),),
+}
+"""Tasks that read a file each; panoptic and semantic read a folder."""
+
+
+def load_task(settings: Mapping[str, Any], task: str) -> TaskSplits:
+    """The training and validation data of a task.
+
+    Raises:
+        DataError: something is missing or not of the format expected; the setting is named.
+    """
+    if task in (PANOPTIC, SEMANTIC):
+        return _load_folder(settings, PanopticData if task == PANOPTIC else SemanticData)
+    named = [source for source in SOURCES[task] if settings[source.flag] is not None]
+    found = named or [source for source in SOURCES[task] if _beside(settings, source, "train") is not None]
+    if not found:
+        flags = " or ".join(source.flag for source in SOURCES[task])
+        missing = SOURCES[task][-1].beside.format(split="train")
+        raise DataError(f"{flags} must be given for the task {task}: {_root(settings, 'train')} has no {missing}")
+    splits = [_load_file(settings, task, source) for source in found]
+    if len(splits) == 1:
+        return splits[0]
+    return TaskSplits(
+        JoinedData([part.train for part in splits]),
+        JoinedData([part.val for part in splits]),
+        "; ".join(part.chosen for part in splits),
+    )
+
+
+def _root(settings: Mapping[str, Any], split: Split) -> Path:
+    given = settings["eval_panoptic_json_path"] if split == "val" else None
+    return resolve_root(given or settings["panoptic_json_path"])
+
+
+def _load_folder(settings: Mapping[str, Any], kind: Callable[..., TaskData]) -> TaskSplits:
+    skip = settings["skip_bad_images"]
+    train = kind(_root(settings, "train"), "train", settings["image_folder"], skip)
+    root = _root(settings, "val")
+    val_json = root / "annotations" / "panoptic_val2017.json"
+    if settings["eval_panoptic_json_path"] is None and not val_json.is_file():
+        return _held_out(train)
+    images = settings["eval_image_folder"] or _sibling(settings["image_folder"])
+    return TaskSplits(train, kind(root, "val", images, skip), str(val_json))
+
+
+def _load_file(settings: Mapping[str, Any], task: str, source: Source) -> TaskSplits:
+    given = settings[source.flag]
+    train_file = Path(given) if given is not None else _beside(settings, source, "train")
+    assert train_file is not None, "the caller has found it"
+    train = _read(settings, task, source, train_file, "train")
+    twin = settings[f"eval_{source.flag}"]
+    if twin is not None:
+        val_file: Path | None = Path(twin)
+    elif given is None:
+        val_file = _beside(settings, source, "val")
+    else:
+        val_file = _val_file(train_file)
+    if val_file is None:
+        return _held_out(train)
+    split = settings["eval_refer_split"] if task == REFERRING else "val"
+    val = _read(settings, task, source, val_file, split)
+    return TaskSplits(train, val, str(val_file) + (f", split {split}" if val_file == train_file else ""))
+
+
+def _read(settings: Mapping[str, Any], task: str, source: Source, file: Path, split: str) -> TaskData:
+    if not file.exists():
+        raise DataError(f"{source.flag}: {file} does not exist")
+    folders = _image_folders(settings, source, split)
+    skip = settings["skip_bad_images"]
+    if task == INSTANCE:
+        return InstanceData(file, folders, skip, training=split == "train")
+    if task == REFERRING:
+        return ReferringData(file, split, folders, skip)
+    kinds = parse_prompt_types(settings["region_mask_type"])
+    return (RegionData if task == REGION else CrossImageData)(file, split, folders, skip, kinds)
+
+
+def _image_folders(settings: Mapping[str, Any], source: Source, split: str) -> list[Path]:
+    """Where the images of a split may lie, in the order in which they are looked for."""
+    own, common = settings[source.folder], settings["image_folder"]
+    given = [own, common]
+    if split != "train":
+        given = [settings[f"eval_{source.folder}"], _sibling(own), own]
+        given += [settings["eval_image_folder"], _sibling(common), common]
+    folders = [Path(folder) for folder in given if folder is not None]
+    side: Split = "train" if split == "train" else "val"
+    if settings[source.flag] is None or settings["panoptic_json_path"] != BUILTIN:
+        folders.append(_root(settings, side))
+    return [place for folder in folders for place in (folder / f"{side}2017", folder)]
+
+
+def _beside(settings: Mapping[str, Any], source: Source, split: Split) -> Path | None:
+    """The file of a source below the root, if it is there."""
+    if not source.beside:
+        return None
+    file = _root(settings, split) / source.beside.format(split=split)
+    return file if file.is_file() else None
+
+
+def _val_file(train_file: Path) -> Path | None:
+    """Where the validation samples of a training file are: in it, or in its sibling; None if nowhere."""
+    if train_file.is_dir() or train_file.suffix == ".p" or train_file.name.startswith("grefs"):
+        return train_file if "val" in splits_of(train_file) else None
+    sibling = train_file.with_name(train_file.name.replace("train", "val"))
+    return sibling if sibling != train_file and sibling.is_file() else None
+
+
+def _sibling(folder: str | None) -> str | None:
+    """The folder with ``val`` for ``train`` in its name, if there is one; the folder itself if not."""
+    if folder is None:
+        return None
+    path = Path(folder)
+    sibling = path.with_name(path.name.replace("train", "val"))
+    return str(sibling if sibling.is_dir() else path)
+
+
+def _held_out(data: TaskData) -> TaskSplits:
+    train, val = hold_out(data)
+    return TaskSplits(
+        train, val, f"{SHARE:.0%} of the images of {data.annotation_files[0]} held out: {len(val)} samples"
+    )
