@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings
+from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings, with_defaults
 from psalm.train.fields import nearest
 from psalm.train.tasks import metric_names
 from tune.errors import SearchError
@@ -104,7 +104,7 @@ def load_config(
     seed = file_seed if seed is None else seed
     if "seed" not in parameters:
         arguments.setdefault("seed", seed)
-    fixed = {name: field.default for name, field in argument_fields().items()} | arguments
+    fixed = with_defaults(arguments)
     space = SearchSpace.build(parameters, fixed)
     baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides)
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
@@ -147,9 +147,8 @@ def check_data(config: SearchConfig) -> None:
 
 def _metric(file: Section, arguments: Mapping[str, Any], space: SearchSpace) -> str:
     """The metric that is searched: by default what a run with these tasks is judged by; every trial must have it."""
-    defaults = {name: field.default for name, field in argument_fields().items()}
-    allowed = [metric_names(defaults | arguments | setting) for setting in space.examples()]
-    metric = file.get("metric", allowed[0][0])
+    allowed = [metric_names(with_defaults({**arguments, **setting})) for setting in space.examples()]
+    metric = file.get("metric") or allowed[0][0]
     if not isinstance(metric, str) or any(metric not in names for names in allowed):
         shared = [name for name in allowed[0] if all(name in names for names in allowed)]
         raise file.fail("metric", metric, f"a metric of every trial: {', '.join(shared)}{nearest(str(metric), shared)}")

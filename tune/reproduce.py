@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from psalm.train.arguments import check_inputs
+from psalm.train.arguments import check_inputs, with_defaults
 from psalm.train.fingerprints import input_fingerprints
 from tune.connection import (
     PARAM_LENGTH,
@@ -163,7 +163,7 @@ def check_record(record: Record, files: Mapping[str, str]) -> list[str]:
     try:
         check_inputs(record.settings)
         resources.concurrency([this_machine()], 1)
-        present = provenance(files) | input_fingerprints(record.settings)
+        present = provenance(files) | input_fingerprints(with_defaults(record.settings))
     except ValueError as error:
         raise RecordError(f"run {record.run_id!r} cannot be repeated here: {error}") from error
     present["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,7 @@ class Collator:
             raise ValueError(f"a batch holds examples of exactly one task, but got {sorted(tasks)}")
         input_ids, attention_mask = self._pad([example.input_ids for example in examples])
         tokens = (attention_mask & (input_ids >= 0)).sum(1)
-        batch = {
+        batch: Batch = {
             "task": tasks.pop(),
             "pixel_values": torch.stack([example.pixel_values for example in examples]),
             "image_sizes": torch.tensor([example.image_size for example in examples]),

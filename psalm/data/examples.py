@@ -35,6 +35,9 @@ from psalm.data.visual_prompts import PROMPT_TYPES, prompt_mask
 ReferExpressions = Literal["each", "joined"]
 """How expressions that mean the same are asked: one at a time, or all in one instruction as PSALM was trained."""
 
+Targets = Callable[[Any, int], tuple[np.ndarray, list[int]]]
+"""A record and S -> masks bool [N, S, S] at input size, none of them empty, and their categories [N]."""
+
 
 class TaskExamples(ABC):
     """The samples of one task as examples, for training and for evaluation.
@@ -88,7 +91,7 @@ class ClassExamples(TaskExamples):
     """Tasks that list classes: every example names all of them, in training in a random order.
 
     Args:
-        targets: a record and S -> masks bool [N, S, S] at input size, none of them empty, and their categories [N].
+        targets: see ``Targets``.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class ClassExamples(TaskExamples):
         data: TaskData,
         prompts: PromptBuilder,
         size: int,
-        targets: Callable[[Any, int], tuple[np.ndarray, list[int]]],
+        targets: Targets,
     ) -> None:
         super().__init__(data, prompts, size)
         self.targets = targets
@@ -282,15 +285,20 @@ def draw_prompt_types(record: RegionRecord, random_key: int) -> list[str]:
 
 
 def region_prompts(record: RegionRecord, kinds: Sequence[str], size: int) -> np.ndarray:
-    """The prompts of these types at input size, bool [K, S, S]; one of which resizing leaves nothing keeps a pixel."""
+    """The prompts of these types at input size, bool [K, S, S].
+
+    Of one that resizing leaves nothing of, the pixel in the middle (in reading order) is kept: where its centre falls.
+    """
     height, width = record.image.shape[:2]
     regions = np.zeros((len(kinds), size, size), dtype=bool)
     for region, (kind, prompts) in enumerate(zip(kinds, record.prompts, strict=True)):
         prompt = prompt_mask(kind, prompts[kind], height, width)
         regions[region] = resize_and_pad_map(prompt, size)
         if not regions[region].any():
-            y, x = np.argwhere(prompt).mean(axis=0) * (np.array(fitted_size(height, width, size)) / (height, width))
-            regions[region, int(y), int(x)] = True
+            pixels = np.argwhere(prompt)
+            scale = np.array(fitted_size(height, width, size)) / (height, width)
+            y, x = ((pixels[len(pixels) // 2] + 0.5) * scale).astype(int)
+            regions[region, y, x] = True
     return regions
 
 
@@ -305,7 +313,7 @@ def create_examples(
     data: TaskData, prompts: PromptBuilder, size: int, refer_expressions: ReferExpressions = "each"
 ) -> TaskExamples:
     """The examples of whatever task the data are of."""
-    targets = {PANOPTIC: panoptic_targets, SEMANTIC: semantic_targets, INSTANCE: instance_targets}
+    targets: dict[str, Targets] = {PANOPTIC: panoptic_targets, SEMANTIC: semantic_targets, INSTANCE: instance_targets}
     if data.task in targets:
         return ClassExamples(data, prompts, size, targets[data.task])
     if data.task == REFERRING:

@@ -153,7 +153,7 @@ def _info(image: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m psalm.data.make_cross_image", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m psalm.data.make_cross_image", description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--pairs-per-image", type=int, default=2, help="targets per prompt image (default: 2)")
     parser.add_argument("--regions-per-category", type=int, default=2, help="prompted objects of each (default: 2)")

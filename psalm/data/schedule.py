@@ -103,7 +103,8 @@ class TrainingSchedule(Dataset[Example]):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside the schedule's {len(self)} samples")
         step, slot = divmod(index, self.samples_per_step)
-        source = self.datasets[self.task(step)[0]]
+        task, _ = self.task(step)
+        source = self.datasets[task]
         for offset in range(len(source)):
             _, sample = self._candidate(index, offset)
             try:
@@ -111,7 +112,7 @@ class TrainingSchedule(Dataset[Example]):
             except BadImageError:
                 if not source.skip_bad_images:
                     raise
-        raise DataError("no sample is left to train on: every image is missing or truncated")
+        raise DataError(f"no sample of the task {task} is left to train on: every image is missing or truncated")
 
     def _candidate(self, index: int, offset: int) -> tuple[str, int]:
         """The sample ``offset`` places further on in the same epoch (round to its start)."""

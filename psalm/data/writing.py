@@ -6,10 +6,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from errno import EISDIR
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -18,7 +17,6 @@ from psalm.data.errors import DataError
 
 DONE, WRONG, INTERRUPTED = 0, 2, 130
 """Exit codes."""
-
 
 Watch = Callable[[list[Any]], Iterable[Any]]
 """Goes through a list of images, perhaps showing how far it is; ``iter`` shows nothing."""
@@ -33,14 +31,14 @@ def run_command(work: Callable[[Watch], str]) -> int:
         work: does it and returns the closing line; what it is given shows the progress.
 
     Returns:
-        The exit code: 2 where the work raised ValueError or OSError, whose message is then the only line.
+        The exit code: 2 where the work raised ValueError, whose message is then the only line.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal) as progress:
             closing_line = work(partial(progress.track, description="images"))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG
     except KeyboardInterrupt:
@@ -60,13 +58,15 @@ def json_list(path: Path, overwrite: bool) -> Iterator[Callable[[Any], None]]:
     file is there whole or not at all, and one that was there before stays until then.
 
     Raises:
-        DataError: at once: the file is there already and must not be replaced, or it cannot be written.
+        DataError: the file cannot be written, or, at once, is a folder, or is there already and must not be replaced.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: --output must name a file")
     if path.exists() and not overwrite:
         raise DataError(f"{path} is there already: give --overwrite to replace it, or another --output")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _opened(draft, path) as file:
+        with draft.open("w", encoding="ascii") as file:
             separator = "["
 
             def append(item: Any) -> None:
@@ -77,14 +77,7 @@ def json_list(path: Path, overwrite: bool) -> Iterator[Callable[[Any], None]]:
             yield append
             file.write("[]\n" if separator == "[" else "]\n")
         os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror})") from error
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _opened(draft: Path, path: Path) -> TextIO:
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        return draft.open("w", encoding="ascii")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): --output must name a file") from error

@@ -18,8 +18,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PhiConfig, PreTrainedTokenizerFast
 
-from psalm.constants import BACKGROUND_CLASS, SEG_TOKEN
-from psalm.data.prompts import END_OF_TEXT, INSTRUCTIONS, SENTINEL_PATTERN, prompt_text
+from psalm.constants import BACKGROUND_CLASS, CROSS_IMAGE, SEG_TOKEN, TASKS
+from psalm.data.prompts import END_OF_TEXT, SENTINEL_PATTERN, prompt_text
 
 OUTPUT = Path(__file__).resolve().parents[1] / "builtin" / "phi"
 PAD_TOKEN = "<|pad|>"
@@ -48,12 +48,15 @@ sand brick bricks stone wood sky wall floor sea forest man woman boy girl child 
 holding wearing playing shirt jacket hat hand head side corner biggest smallest largest closest farthest leftmost \
 rightmost touching covered partly hidden"""
 
+PUBLISHED_TASKS = tuple(task for task in TASKS if task != CROSS_IMAGE)
+"""Whose instructions the tokenizer has seen: those of PSALM's published weights."""
+
 
 def corpus() -> list[str]:
     """The texts that the merges are learnt from; names stand alone and after a blank, as prompts have them."""
     names = [*COCO_NAMES.split("|"), BACKGROUND_CLASS]
     words = WORDS.split()
-    prompts = [SENTINEL_PATTERN.sub("", prompt_text(task, classes=2, regions=2)) for task in INSTRUCTIONS]
+    prompts = [SENTINEL_PATTERN.sub("", prompt_text(task, classes=2, regions=2)) for task in PUBLISHED_TASKS]
     return prompts + [text for word in [*names, *words] for text in (word, f" {word}")]
 
 

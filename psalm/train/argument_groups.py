@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.utils import is_torch_tf32_available
 
 from psalm.constants import TASKS
 from psalm.data.visual_prompts import PROMPT_TYPES
@@ -218,6 +219,9 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
+    tf32: bool | None = field(
+        default=None, metadata={"help": "Faster float32 products on GPUs that have them (Ampere); no effect on others."}
+    )
     report_to: str | list[str] | None = field(
         default="none",
         metadata={"help": "Trackers of transformers to feed; a run's own records need none.", "words": ("none",)},
@@ -236,6 +240,8 @@ class TrainingArguments(transformers.TrainingArguments):
             self.gradient_checkpointing, self.gradient_checkpointing_kwargs = None, None  # type: ignore[assignment]
         if not self.use_cpu and not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.tf32 and not is_torch_tf32_available():
+            self.tf32 = None  # nothing to switch on, which transformers would take for an error
         if self.deepspeed is not None:
             name_single_process()
             without_compiled_collectives()

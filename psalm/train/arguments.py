@@ -30,6 +30,7 @@ from psalm.train.fields import (
 )
 from psalm.train.inputs import check_files, deepspeed_file
 from psalm.train.quiet import quiet_libraries
+from psalm.train.tasks import ratios_of, tasks_of
 
 __all__ = [
     "Arguments",
@@ -45,6 +46,7 @@ __all__ = [
     "parse_command_line",
     "parse_settings",
     "resolved_settings",
+    "with_defaults",
 ]
 
 GROUPS = {"model": ModelArguments, "data": DataArguments, "training": TrainingArguments}
@@ -131,8 +133,13 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         SettingError: see ``check_setting``; or a combination that cannot be.
     """
     checked = {name: check_setting(name, value) for name, value in settings.items()}
-    _check_together({name: checked.get(name, known.default) for name, known in argument_fields().items()})
+    _check_together(with_defaults(checked))
     return checked
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and the defaults of those not given."""
+    return {name: settings.get(name, known.default) for name, known in argument_fields().items()}
 
 
 def check_inputs(settings: Mapping[str, Any]) -> None:
@@ -141,8 +148,7 @@ def check_inputs(settings: Mapping[str, Any]) -> None:
     Raises:
         SettingError: one line that says which setting, which file, and what is wrong with it.
     """
-    checked = check_settings(settings)
-    check_files({name: checked.get(name, known.default) for name, known in argument_fields().items()})
+    check_files(with_defaults(check_settings(settings)))
 
 
 def parse_settings(settings: Mapping[str, Any]) -> Arguments:
@@ -208,6 +214,13 @@ def _check_together(values: Mapping[str, Any]) -> None:
             raise SettingError(
                 f"{name} must be divisible by {divisor}, but got {values[name]} and {values[divisor]}; "
                 "change one of them"
+            )
+    tasks = tasks_of(values)
+    for task in ratios_of(values):
+        if task not in tasks:
+            raise SettingError(
+                f"data_ratio must name tasks of the run, which are {', '.join(tasks)}, but got {task}; "
+                "drop it, or add it to seg_task"
             )
     for name in ("train_backbone", "freeze_mm_mlp_adapter"):
         if values["tune_mm_mlp_adapter"] and values[name]:

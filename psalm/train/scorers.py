@@ -238,6 +238,7 @@ class RegionScorer(Scorer[np.ndarray]):
 
     def count(self, asked: Asked, answer: np.ndarray) -> None:
         """See ``Scorer``."""
+        assert isinstance(asked.question, str), "a type of prompt"
         for pred, truth in zip(answer, asked.record.masks, strict=True):
             self.metric.update(asked.question, pred, truth)
 

@@ -5,7 +5,8 @@ the path flags; else the sibling of the training file with ``val`` for ``train``
 is held out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,45 +95,53 @@ def _root(settings: Mapping[str, Any], split: Split) -> Path:
 
 def _load_folder(settings: Mapping[str, Any], kind: Callable[..., TaskData]) -> TaskSplits:
     skip = settings["skip_bad_images"]
-    train = kind(_root(settings, "train"), "train", settings["image_folder"], skip)
+    flag = "panoptic_json_path"
     root = _root(settings, "val")
     val_json = root / "annotations" / "panoptic_val2017.json"
-    if settings["eval_panoptic_json_path"] is None and not val_json.is_file():
-        return _held_out(train)
+    given = settings[f"eval_{flag}"] is not None
+    with _naming(flag):
+        train = kind(_root(settings, "train"), "train", settings["image_folder"], skip)
+        if not given and not val_json.is_file():
+            return _held_out(train)
     images = settings["eval_image_folder"] or _sibling(settings["image_folder"])
-    return TaskSplits(train, kind(root, "val", images, skip), str(val_json))
+    with _naming(f"eval_{flag}" if given else flag):
+        return TaskSplits(train, kind(root, "val", images, skip), str(val_json))
 
 
 def _load_file(settings: Mapping[str, Any], task: str, source: Source) -> TaskSplits:
     given = settings[source.flag]
     train_file = Path(given) if given is not None else _beside(settings, source, "train")
     assert train_file is not None, "the caller has found it"
-    train = _read(settings, task, source, train_file, "train")
-    twin = settings[f"eval_{source.flag}"]
-    if twin is not None:
-        val_file: Path | None = Path(twin)
-    elif given is None:
-        val_file = _beside(settings, source, "val")
-    else:
-        val_file = _val_file(train_file)
-    if val_file is None:
-        return _held_out(train)
     split = settings["eval_refer_split"] if task == REFERRING else "val"
-    val = _read(settings, task, source, val_file, split)
+    twin = settings[f"eval_{source.flag}"]
+    with _naming(source.flag):
+        train = _read(settings, task, source, train_file, "train")
+        if twin is not None:
+            val_file: Path | None = Path(twin)
+        elif given is None:
+            val_file = _beside(settings, source, "val")
+        else:
+            val_file = _val_file(train_file, split)
+        if val_file is None:
+            return _held_out(train)
+    with _naming(source.flag if twin is None else f"eval_{source.flag}"):
+        val = _read(settings, task, source, val_file, split)
     return TaskSplits(train, val, str(val_file) + (f", split {split}" if val_file == train_file else ""))
 
 
 def _read(settings: Mapping[str, Any], task: str, source: Source, file: Path, split: str) -> TaskData:
     if not file.exists():
-        raise DataError(f"{source.flag}: {file} does not exist")
+        raise DataError(f"{file} does not exist")
     folders = _image_folders(settings, source, split)
+    if not folders:
+        raise DataError(f"{source.folder} must be given too: where the images of {file} are")
     skip = settings["skip_bad_images"]
     if task == INSTANCE:
         return InstanceData(file, folders, skip, training=split == "train")
     if task == REFERRING:
         return ReferringData(file, split, folders, skip)
     kinds = parse_prompt_types(settings["region_mask_type"])
-    return (RegionData if task == REGION else CrossImageData)(file, split, folders, skip, kinds)
+    return (RegionData if task == REGION else CrossImageData)(file, _side(split), folders, skip, kinds)
 
 
 def _image_folders(settings: Mapping[str, Any], source: Source, split: str) -> list[Path]:
@@ -143,10 +152,15 @@ def _image_folders(settings: Mapping[str, Any], source: Source, split: str) -> l
         given = [settings[f"eval_{source.folder}"], _sibling(own), own]
         given += [settings["eval_image_folder"], _sibling(common), common]
     folders = [Path(folder) for folder in given if folder is not None]
-    side: Split = "train" if split == "train" else "val"
+    side = _side(split)
     if settings[source.flag] is None or settings["panoptic_json_path"] != BUILTIN:
         folders.append(_root(settings, side))
     return [place for folder in folders for place in (folder / f"{side}2017", folder)]
+
+
+def _side(split: str) -> Split:
+    """Which of the two folders of images and annotations a split belongs to."""
+    return "train" if split == "train" else "val"
 
 
 def _beside(settings: Mapping[str, Any], source: Source, split: Split) -> Path | None:
@@ -157,10 +171,13 @@ def _beside(settings: Mapping[str, Any], source: Source, split: Split) -> Path |
     return file if file.is_file() else None
 
 
-def _val_file(train_file: Path) -> Path | None:
-    """Where the validation samples of a training file are: in it, or in its sibling; None if nowhere."""
+def _val_file(train_file: Path, split: str) -> Path | None:
+    """Where the validation samples of a training file are: in it, or in its sibling; None if nowhere.
+
+    A split that was asked for, other than ``val``, must be there.
+    """
     if train_file.is_dir() or train_file.suffix == ".p" or train_file.name.startswith("grefs"):
-        return train_file if "val" in splits_of(train_file) else None
+        return train_file if split != "val" or split in splits_of(train_file) else None
     sibling = train_file.with_name(train_file.name.replace("train", "val"))
     return sibling if sibling != train_file and sibling.is_file() else None
 
@@ -172,6 +189,15 @@ def _sibling(folder: str | None) -> str | None:
     path = Path(folder)
     sibling = path.with_name(path.name.replace("train", "val"))
     return str(sibling if sibling.is_dir() else path)
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """What is wrong with data is told with the setting that names them."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{flag}: {error}") from error
 
 
 def _held_out(data: TaskData) -> TaskSplits:

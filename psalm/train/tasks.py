@@ -37,7 +37,7 @@ def parse_tasks(value: Any) -> str:
         SettingError: an unknown task, one twice, or none.
     """
     names = [str(name).strip() for name in (value if isinstance(value, (list, tuple)) else str(value).split(","))]
-    for name in names:
+    for name in names or [""]:
         if name not in TASKS:
             hint = nearest(name, TASKS) or "; choose among them"
             raise SettingError(f"seg_task must be one or more of {', '.join(TASKS)}, but got {name!r}{hint}")

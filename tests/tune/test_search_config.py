@@ -37,6 +37,27 @@ def load(tmp_path: Path) -> Any:
     return load_content
 
 
+@pytest.mark.parametrize(
+    ("arguments", "metric"),
+    [
+        ({}, "eval_pq"),
+        ({"seg_task": "region"}, "eval_ciou"),
+        ({"seg_task": "referring", "refer_expressions": "joined"}, "eval_ciou_joined"),
+        ({"cross_image_seg_task": True}, "eval_miou"),
+        ({"seg_task": ["semantic", "region"]}, "eval_mean"),
+    ],
+)
+def test_the_metric_is_by_default_what_the_tasks_are_judged_by(
+    load: Any, arguments: dict[str, Any], metric: str
+) -> None:
+    assert load(metric=None, arguments={"max_steps": 5, **arguments}).metric == metric
+
+
+def test_a_metric_that_the_tasks_do_not_have_is_refused(load: Any) -> None:
+    with pytest.raises(SettingError, match=r"metric = 'eval_pq' must be a metric of every trial: eval_mean, eval_sem"):
+        load(metric="eval_pq", arguments={"max_steps": 5, "seg_task": "semantic,region"})
+
+
 def test_the_default_search_is_the_documented_one() -> None:
     config = load_config(DEFAULT_CONFIG)
     assert (config.name, config.metric, config.num_samples, config.max_concurrent) == ("tiny", "eval_pq", 8, 2)
@@ -128,7 +149,7 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
     [
         ({"name": None}, "name is missing"),
         ({"name": "a/b"}, "name = 'a/b' must be a plain folder name"),
-        ({"metric": 3}, "metric = 3 must be a word"),
+        ({"metric": 3}, "metric = 3 must be a metric of every trial: eval_pq,"),
         ({"mode": "maximum"}, "mode = 'maximum' must be one of max, min"),
         ({"num_samples": None}, "num_samples is missing"),
         ({"num_samples": 0}, "num_samples = 0 must be a whole number of at least 1"),

@@ -202,3 +202,6 @@ def test_each_region_is_answered_by_its_best_query():
     assert [*map(grid, postprocess.region_masks(logits, mask_logits))] == [".x..", "x...", ".x.."]
     assert [*map(grid, postprocess.region_masks(logits, mask_logits, threshold))] == [".x..", "....", ".x.."]
     assert postprocess.region_masks(logits[:0], mask_logits, threshold).shape == (0, 2, 2)
+    mask_logits[1] /= 20  # 0.8 * 0.61 is more than 0.2, and 0.55 * 0.61 is less than 0.4
+    logits = torch.tensor([[0.1, 0.8, 0.2], [0.4, 0.55, 0.2]]).logit()
+    assert [*map(grid, postprocess.region_masks(logits, mask_logits))] == [".x..", "x..."]

@@ -1,21 +1,19 @@
-"""Evaluation counts every image once, at its original size, whatever the number of ranks."""
+"""Evaluation runs every question once, at its image's original size, whatever the number of ranks."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from psalm.data.coco_panoptic import PanopticDataset
+from psalm.constants import TASKS
 from psalm.data.collator import Collator
-from psalm.data.examples import PanopticEvaluation
-from psalm.data.prompts import PromptBuilder
-from psalm.evaluation.panoptic_quality import PanopticQuality
-from psalm.model.checkpoints import BUILTIN_FOLDER, load_tokenizer
-from psalm.model.mask_decoder.prediction import Prediction
-from psalm.train.scoring import count_image, make_loader, score_batches, shard
+from psalm.data.questions import Evaluation
+from psalm.train.scorers import SCORERS
+from psalm.train.scoring import LABELS, answer_batches, make_loader, of_all_ranks, shard
+
+Make = Callable[..., Evaluation]
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 13])
@@ -36,66 +34,53 @@ def test_nothing_to_evaluate_is_an_error() -> None:
         shard(0, 1, 0, 1)
 
 
-class Oracle(nn.Module):
-    """Answers with the truth of the padded image; of the images in ``blind`` it says nothing."""
+@pytest.mark.parametrize("task", TASKS)
+def test_questions_are_answered_in_order_without_the_labels(
+    evaluation_of: Make, oracle: Callable[..., nn.Module], task: str
+) -> None:
+    evaluation = evaluation_of(task, size=64)
+    model = oracle(evaluation)
+    given: list[set[str]] = []
 
-    def __init__(self, evaluation: PanopticEvaluation, blind: set[int]) -> None:
-        super().__init__()
-        self.examples = {example.sample_id: example for example in (evaluation[i] for i in range(len(evaluation)))}
-        self.blind = blind
+    def prepare(inputs: dict[str, Any]) -> dict[str, Any]:
+        given.append(set(inputs))
+        return inputs
 
-    def forward(self, sample_ids: Tensor, pixel_values: Tensor, **_: Any) -> dict[str, Prediction]:
-        assert not self.training
-        queries, classes = 12, 1 + len(next(iter(self.examples.values())).class_order)
-        masks = torch.full((len(sample_ids), queries, *pixel_values.shape[-2:]), -20.0)
-        logits = torch.zeros(len(sample_ids), queries, classes)
-        logits[..., -1] = 20.0
-        for i, sample_id in enumerate(sample_ids.tolist()):
-            example = self.examples[sample_id]
-            for query, (mask, label) in enumerate(zip(example.masks, example.labels.tolist(), strict=True)):
-                masks[i, query][mask] = 20.0
-                if sample_id not in self.blind:
-                    logits[i, query] = 0.0
-                    logits[i, query, label] = 20.0
-        return {"predictions": Prediction(masks, logits, None, None)}
+    batches = [[0, 1, 2], [3, 4]]
+    scorer = SCORERS[task](evaluation.data)
+    shapes: list[torch.Size] = []
+    answer = scorer.answer
 
+    def keep(asked: Any, prediction: Any, row: int, masks: Tensor) -> Any:
+        shapes.append(masks.shape)
+        return answer(asked, prediction, row, masks)
 
-@pytest.fixture
-def evaluation(small_data: Path) -> PanopticEvaluation:
-    prompts = PromptBuilder(load_tokenizer(BUILTIN_FOLDER / "phi"))
-    return PanopticEvaluation(PanopticDataset(small_data, "val"), prompts, 128)
-
-
-def state_of(evaluation: PanopticEvaluation, rank: int, world_size: int, blind: set[int]) -> np.ndarray:
-    isthing = [info.isthing for info in evaluation.dataset.classes]
-    share = shard(len(evaluation), 2, rank, world_size)
-    loader = make_loader(evaluation, share.batches, Collator(0))
-    quality = PanopticQuality(isthing)
-    model = Oracle(evaluation, blind).train()
-    batches = score_batches(model, loader, lambda batch: batch, isthing)
-    for counts, images in zip(share.counts, batches, strict=True):
-        for image in images if counts else []:
-            assert image.pred_map.shape == image.record.image.shape[:2], "at original size"
-            count_image(quality, image)
+    scorer.answer = keep  # type: ignore[method-assign]
+    loader = make_loader(evaluation, batches, Collator(0))
+    answered = list(answer_batches(model.train(), loader, prepare, scorer))
+    assert [[asked.item for asked, _ in batch] for batch in answered] == batches
+    assert [shape[1:] for shape in shapes] == [
+        asked.record.image.shape[:2] for batch in answered for asked, _ in batch
+    ], "at original size"
+    assert all(names.isdisjoint(LABELS) for names in given)
     assert model.training, "the mode is given back"
-    return quality.state()
 
 
-def test_the_truth_scores_nearly_perfect_and_half_of_it_half(evaluation: PanopticEvaluation) -> None:
-    quality = PanopticQuality([info.isthing for info in evaluation.dataset.classes])
-    quality.add_state(state_of(evaluation, 0, 1, blind=set()))
-    scores = quality.compute()
-    assert scores["rq"] == 100.0
-    assert scores["pq"] > 85.0, "only resizing is lost"
+def test_mode_is_given_back_after_an_error(evaluation_of: Make, oracle: Callable[..., nn.Module]) -> None:
+    evaluation = evaluation_of("panoptic")
+    model = oracle(evaluation).train()
 
-    first = evaluation.dataset.image_ids[0]
-    missed = len(evaluation[0].labels)
-    state = state_of(evaluation, 0, 1, blind={first})
-    assert state[:, 3].sum() == missed, "an image without a prediction is missed as a whole"
+    def fail(inputs: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    answers = answer_batches(
+        model, make_loader(evaluation, [[0]], Collator(0)), fail, SCORERS["panoptic"](evaluation.data)
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(answers)
+    assert model.training
 
 
-def test_two_ranks_count_what_one_counts(evaluation: PanopticEvaluation) -> None:
-    blind = {evaluation.dataset.image_ids[2]}
-    one = state_of(evaluation, 0, 1, blind)
-    two = state_of(evaluation, 0, 2, blind) + state_of(evaluation, 1, 2, blind)
-    assert np.array_equal(one, two)
+def test_one_rank_has_all_values() -> None:
+    value = object()
+    assert of_all_ranks(value) == [value]

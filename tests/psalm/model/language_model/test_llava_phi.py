@@ -158,6 +158,14 @@ def test_returns_losses_by_name_and_the_final_prediction(task: str) -> None:
     assert [tuple(scores(output, sample).shape) for sample in (0, 1)] == shapes[ANSWER[task]]
 
 
+@every_task
+def test_twice_the_step_s_totals_are_half_the_losses(task: str) -> None:
+    model, batch = make_model(), make_batch(task)
+    regions = sum(len(labels) for labels in batch.get("region_labels", []))
+    halves = model(**batch, num_masks=2 * 4, num_regions=torch.tensor(2 * regions), num_images=2 * 2).losses
+    torch.testing.assert_close({name: 2 * half for name, half in halves.items()}, model(**batch).losses)
+
+
 def test_without_labels_there_is_no_loss() -> None:
     output = make_model()(**without_labels(make_batch()))
     assert output.loss is None
