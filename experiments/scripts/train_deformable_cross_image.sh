@@ -30,8 +30,8 @@ add seg_task "$SEG_TASK"
 if [ "${DEMO:-0}" = 1 ]; then
   launch --model_name_or_path builtin --vision_tower builtin --panoptic_json_path builtin \
     --cross_image_seg_task True --mm_projector_type deformable --mm_hidden_dim 64 --mm_n_heads 8 --mm_n_points 4 \
-    --swin_type base --region_mask_type "$REGION_MASK_TYPE" --deepspeed zero2 --use_cpu True --max_steps 100 \
-    --eval_steps 50 --per_device_train_batch_size 4 --learning_rate 1e-3 --warmup_ratio 0.1 --logging_steps 10 \
+    --swin_type base --image_size 256 --region_mask_type "$REGION_MASK_TYPE" --deepspeed zero2 --use_cpu True \
+    --max_steps 100 --eval_steps 50 --per_device_train_batch_size 4 --learning_rate 1e-3 --warmup_ratio 0.1 --logging_steps 10 \
     --save_strategy no --output_dir "$OUTPUT_DIR" "${flags[@]}" "$@"
 fi
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from psalm.data.errors import DataError
 from psalm.data.expressions import refer_records
 from psalm.data.make_cross_image import cross_image_records
 from psalm.data.make_interactive import interactive_records
+from psalm.data.masks import encode_mask
 from psalm.data.scenes import STUFF_CLASSES, THING_CLASSES, Scene, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,6 @@ def _segments(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, list[
 
 def _instance(image_id: int, index: int, segment_map: np.ndarray, segment: dict[str, Any]) -> dict[str, Any]:
     """The COCO instance annotation of a thing: what is seen of it, as compressed RLE."""
-    rle = coco_mask.encode(np.asfortranarray(segment_map == segment["id"], dtype=np.uint8))
     return {
         "id": image_id * 100 + index,
         "image_id": image_id,
@@ -184,7 +183,7 @@ def _instance(image_id: int, index: int, segment_map: np.ndarray, segment: dict[
         "iscrowd": 0,
         "area": segment["area"],
         "bbox": segment["bbox"],
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+        "segmentation": encode_mask(segment_map == segment["id"]),
     }
 
 

@@ -1,4 +1,4 @@
-"""COCO panoptic JSON, checked key by key and kept small in memory.
+"""Files of COCO's formats, checked key by key, what they have in common, and panoptic JSON, kept small in memory.
 
 A file that is not what is expected is refused with its path and the place in it, e.g.
 ``annotations[3].segments_info[0] has no key 'category_id'``.
@@ -8,11 +8,12 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from psalm.data.errors import DataError
+from psalm.data.masks import check_size
 from psalm.data.samples import ClassInfo
 
 MAX_SEGMENT_ID = (1 << 24) - 1
@@ -39,20 +40,15 @@ class PanopticIndex:
     """bool."""
 
 
-class JsonFile:
-    """A parsed JSON file that hands out fields and complains with path and place."""
+@dataclass(frozen=True)
+class DataFile:
+    """What a file holds, handed out field by field; complains with path and place."""
 
-    def __init__(self, path: Path, format_name: str) -> None:
-        self.path = path
-        self.format_name = format_name
-        try:
-            self.content = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing: {format_name} is expected there") from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}): {format_name} is expected there") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
+    path: Path
+    format_name: str
+    """What is expected, for messages."""
+    content: Any
+    """As JSON has it, whatever it was read from."""
 
     def field(self, record: Any, key: str, kind: type | tuple[type, ...], *place: str | int) -> Any:
         """``record[key]``, which must be there and of a type; ``place`` is where the record stands in the file."""
@@ -73,10 +69,80 @@ class JsonFile:
             self.fail(f"must be 0 or 1, but is {value}", *place, key)
         return bool(value)
 
-    def fail(self, problem: str, *place: str | int) -> None:
+    def fail(self, problem: str, *place: str | int) -> NoReturn:
         """Raises DataError: file, place, problem, and the format that is expected."""
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
         raise DataError(f"{self.path}: {where or 'the file'} {problem} ({self.format_name} is expected)")
+
+
+class ImageInfo(NamedTuple):
+    """What a file says about an image."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+def read_json(path: Path, format_name: str) -> DataFile:
+    """A JSON file, of which nothing has been checked yet.
+
+    Raises:
+        DataError: missing, not readable, or not JSON.
+    """
+    try:
+        return DataFile(path, format_name, json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {format_name} is expected there") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): {format_name} is expected there") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting among them
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def read_classes(file: DataFile, things_only: bool = False) -> tuple[ClassInfo, ...]:
+    """The categories in the order of the file; ids may have gaps, but neither id nor name may come twice.
+
+    Args:
+        file: an object with ``categories``.
+        things_only: all are things, and ``isthing`` is not read.
+    """
+    classes = tuple(
+        ClassInfo(
+            name=file.field(category, "name", str, "categories", row),
+            isthing=things_only or file.flag(category, "isthing", "categories", row),
+            id=file.field(category, "id", int, "categories", row),
+        )
+        for row, category in enumerate(file.field(file.content, "categories", list))
+    )
+    if not classes:
+        file.fail("must not be empty", "categories")
+    if len({info.id for info in classes}) != len(classes) or len({info.name for info in classes}) != len(classes):
+        file.fail("must have unique ids and names", "categories")
+    return classes
+
+
+def rows_by_id(file: DataFile, key: str) -> dict[int, int]:
+    """Id -> row of the records in a list of the file, e.g. ``images``; no id may come twice."""
+    rows: dict[int, int] = {}
+    for row, record in enumerate(file.field(file.content, key, list)):
+        record_id = file.field(record, "id", int, key, row)
+        if record_id in rows:
+            file.fail(f"has the id {record_id} of an earlier {key.removesuffix('s')}", key, row)
+        rows[record_id] = row
+    return rows
+
+
+def read_image_info(
+    file: DataFile, record: Any, *place: str | int, id_key: str = "id", name_key: str = "file_name"
+) -> ImageInfo:
+    """The record of an image, of whose id and name the keys differ between formats; its size must be an image's."""
+    height, width = (file.field(record, side, int, *place) for side in ("height", "width"))
+    try:
+        check_size(height, width)
+    except DataError as error:
+        file.fail(f"cannot be used: {error}", *place)
+    return ImageInfo(file.field(record, id_key, int, *place), file.field(record, name_key, str, *place), height, width)
 
 
 def read_panoptic_json(path: Path) -> PanopticIndex:
@@ -93,10 +159,13 @@ def read_panoptic_json(path: Path) -> PanopticIndex:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, modified: int, size: int) -> PanopticIndex:
-    file = JsonFile(path, "COCO panoptic JSON")
-    classes = _classes(file)
+    file = read_json(path, "COCO panoptic JSON")
+    classes = read_classes(file)
     index_of = {info.id: index for index, info in enumerate(classes)}
-    names = _image_names(file)
+    names = {
+        image_id: file.field(file.content["images"][row], "file_name", str, "images", row)
+        for image_id, row in rows_by_id(file, "images").items()
+    }
     annotations = file.field(file.content, "annotations", list)
     image_ids: list[int] = []
     map_names: list[str] = []
@@ -136,31 +205,3 @@ def _read(path: Path, modified: int, size: int) -> PanopticIndex:
         categories=np.array(categories, dtype=np.int32),
         crowds=np.array(crowds, dtype=bool),
     )
-
-
-def _classes(file: JsonFile) -> tuple[ClassInfo, ...]:
-    """The categories in the order of the file; ids may have gaps, but neither id nor name may come twice."""
-    classes = tuple(
-        ClassInfo(
-            name=file.field(category, "name", str, "categories", row),
-            isthing=file.flag(category, "isthing", "categories", row),
-            id=file.field(category, "id", int, "categories", row),
-        )
-        for row, category in enumerate(file.field(file.content, "categories", list))
-    )
-    if not classes:
-        file.fail("must not be empty", "categories")
-    if len({info.id for info in classes}) != len(classes) or len({info.name for info in classes}) != len(classes):
-        file.fail("must have unique ids and names", "categories")
-    return classes
-
-
-def _image_names(file: JsonFile) -> dict[int, str]:
-    """Image id -> file name."""
-    names: dict[int, str] = {}
-    for row, image in enumerate(file.field(file.content, "images", list)):
-        image_id = file.field(image, "id", int, "images", row)
-        if image_id in names:
-            file.fail(f"has the id {image_id} of an earlier image", "images", row)
-        names[image_id] = file.field(image, "file_name", str, "images", row)
-    return names

@@ -8,6 +8,7 @@ Letters: H W height and width, N objects of an image.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +16,14 @@ import numpy as np
 
 from psalm.constants import INSTANCE
 from psalm.data.coco_categories import COCO_THINGS
-from psalm.data.coco_format import JsonFile
+from psalm.data.coco_format import DataFile, ImageInfo, read_classes, read_image_info, read_json
 from psalm.data.coco_panoptic import first_folder, locate_annotations, locate_images
 from psalm.data.dataset import File, Split, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
-from psalm.data.masks import segmentation_to_mask
+from psalm.data.masks import check_segmentation, segmentation_to_mask
 from psalm.data.packed import PackedRecords
 from psalm.data.samples import ClassInfo, InstanceRecord
-
-
-class _Image(NamedTuple):
-    id: int
-    file_name: str
-    height: int
-    width: int
 
 
 class _Object(NamedTuple):
@@ -83,10 +77,10 @@ class InstanceData(TaskData):
         self.path = Path(path).expanduser()
         self.image_folders = tuple(image_folders)
         first_folder(f"the images of {self.path}", self.image_folders)
-        file = JsonFile(self.path, "COCO instances JSON")
+        file = read_json(self.path, "COCO instances JSON")
         content = _read_psalm(file) if isinstance(file.content, list) else _read_official(file)
         if not content.images:
-            file.fail("has no image")
+            content.file.fail("has no image")
         super().__init__(len(content.images), skip_bad_images)
         self._classes = content.classes
         self._images = PackedRecords(content.images)
@@ -94,7 +88,7 @@ class InstanceData(TaskData):
         if training:
             self.rows = np.flatnonzero([any(not each.iscrowd for each in found) for found in content.objects])
             if not len(self):
-                file.fail("has no image with an object that is no crowd")
+                content.file.fail("has no image with an object that is no crowd")
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -159,8 +153,8 @@ class InstanceData(TaskData):
         categories = [{"id": info.id, "name": info.name} for info in self.classes]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _image(self, row: int) -> _Image:
-        return _Image(*self._images[row])
+    def _image(self, row: int) -> ImageInfo:
+        return ImageInfo(*self._images[row])
 
     def _annotated(self, row: int) -> list[_Object]:
         return [_Object(*values) for values in self._objects[row]]
@@ -176,7 +170,7 @@ class InstanceData(TaskData):
         masks = np.array([mask for mask, _ in found], dtype=bool).reshape(len(found), info.height, info.width)
         return masks, np.array([category for _, category in found], dtype=np.int64)
 
-    def _area_and_box(self, info: _Image, number: int, annotated: _Object) -> tuple[float, list[float]]:
+    def _area_and_box(self, info: ImageInfo, number: int, annotated: _Object) -> tuple[float, list[float]]:
         area, bbox = annotated.area, annotated.bbox
         if area is None or bbox is None:
             mask = self._mask(info, number, annotated)
@@ -184,7 +178,7 @@ class InstanceData(TaskData):
             bbox = _box(mask) if bbox is None else bbox
         return area, bbox
 
-    def _mask(self, info: _Image, number: int, annotated: _Object) -> np.ndarray:
+    def _mask(self, info: ImageInfo, number: int, annotated: _Object) -> np.ndarray:
         try:
             return segmentation_to_mask(annotated.segmentation, info.height, info.width)
         except DataError as error:
@@ -200,23 +194,22 @@ class _Content:
         known_as: what to call these categories if an annotation has another one.
     """
 
-    def __init__(self, file: JsonFile, classes: Sequence[ClassInfo], known_as: str) -> None:
+    def __init__(self, file: DataFile, classes: Sequence[ClassInfo], known_as: str) -> None:
         self.file = file
         self.classes = tuple(classes)
         self.known_as = known_as
-        self.images: list[_Image] = []
+        self.images: list[ImageInfo] = []
         self.objects: list[list[_Object]] = []
         self.row_of: dict[int, int] = {}
         """Image id -> row."""
         self._index_of = {info.id: index for index, info in enumerate(classes)}
 
-    def add_image(self, record: Any, file_name: str, *place: str | int) -> None:
+    def add_image(self, info: ImageInfo, *place: str | int) -> None:
         """Adds an image without objects."""
-        image_id, height, width = (self.file.field(record, key, int, *place) for key in ("id", "height", "width"))
-        if image_id in self.row_of:
-            self.file.fail(f"has the id {image_id} of an earlier image", *place)
-        self.row_of[image_id] = len(self.images)
-        self.images.append(_Image(image_id, file_name, height, width))
+        if info.id in self.row_of:
+            self.file.fail(f"has the id {info.id} of an earlier image", *place)
+        self.row_of[info.id] = len(self.images)
+        self.images.append(info)
         self.objects.append([])
 
     def add_object(self, annotation: Any, row: int, *place: str | int) -> None:
@@ -226,34 +219,21 @@ class _Content:
         if category_id not in self._index_of:
             self.file.fail(f"is {category_id}, which is not among {self.known_as}", *place, "category_id")
         segmentation = field(annotation, "segmentation", (list, dict), *place)
-        self._check_segmentation(segmentation, self.images[row], *place, "segmentation")
+        try:
+            check_segmentation(segmentation, self.images[row].height, self.images[row].width)
+        except DataError as error:
+            self.file.fail(f"cannot be used: {error}", *place, "segmentation")
         iscrowd = self.file.flag(annotation, "iscrowd", *place) if "iscrowd" in annotation else False
         area = field(annotation, "area", (int, float), *place) if "area" in annotation else None
         bbox = field(annotation, "bbox", list, *place) if "bbox" in annotation else None
         if segmentation:
             self.objects[row].append(_Object(self._index_of[category_id], iscrowd, segmentation, area, bbox))
 
-    def _check_segmentation(self, segmentation: Any, image: _Image, *place: str | int) -> None:
-        """What can be told without decoding, so that no training meets it later."""
-        if isinstance(segmentation, dict):
-            size = self.file.field(segmentation, "size", list, *place)
-            counts = self.file.field(segmentation, "counts", (str, list), *place)
-            if size != [image.height, image.width]:
-                expected = f"[height, width] = {[image.height, image.width]} of image {image.id}"
-                self.file.fail(f"must be {expected}, but is {size}", *place, "size")
-            if isinstance(counts, list) and sum(counts) != image.height * image.width:
-                expected = f"the {image.height * image.width} pixels of image {image.id}"
-                self.file.fail(f"must add up to {expected}, but add up to {sum(counts)}", *place, "counts")
-            return
-        for number, polygon in enumerate(segmentation):
-            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-                self.file.fail(f"must be a list of at least 3 x, y pairs, but is {polygon!r:.60}", *place, number)
 
-
-def _read_official(file: JsonFile) -> _Content:
-    content = _Content(file, _read_classes(file), "categories")
+def _read_official(file: DataFile) -> _Content:
+    content = _Content(file, read_classes(file, things_only=True), "categories")
     for row, image in enumerate(file.field(file.content, "images", list)):
-        content.add_image(image, file.field(image, "file_name", str, "images", row), "images", row)
+        content.add_image(read_image_info(file, image, "images", row), "images", row)
     for number, annotation in enumerate(file.field(file.content, "annotations", list)):
         image_id = file.field(annotation, "image_id", int, "annotations", number)
         if image_id not in content.row_of:
@@ -262,29 +242,13 @@ def _read_official(file: JsonFile) -> _Content:
     return content
 
 
-def _read_classes(file: JsonFile) -> tuple[ClassInfo, ...]:
-    classes = tuple(
-        ClassInfo(
-            name=file.field(category, "name", str, "categories", row),
-            isthing=True,
-            id=file.field(category, "id", int, "categories", row),
-        )
-        for row, category in enumerate(file.field(file.content, "categories", list))
-    )
-    if not classes:
-        file.fail("must not be empty", "categories")
-    if len({info.id for info in classes}) != len(classes) or len({info.name for info in classes}) != len(classes):
-        file.fail("must have unique ids and names", "categories")
-    return classes
-
-
-def _read_psalm(file: JsonFile) -> _Content:
-    file.format_name = "PSALM's instance JSON"
+def _read_psalm(file: DataFile) -> _Content:
+    file = replace(file, format_name="PSALM's instance JSON")
     content = _Content(file, COCO_THINGS, "COCO's 80 thing categories; with others, use COCO's own format")
     name_of = {info.id: info.name for info in COCO_THINGS}
     for row, record in enumerate(file.content):
-        info = file.field(record, "image_info", dict, row)
-        content.add_image(info, file.field(record, "image", str, row), row, "image_info")
+        info = {**file.field(record, "image_info", dict, row), "file_name": file.field(record, "image", str, row)}
+        content.add_image(read_image_info(file, info, row, "image_info"), row, "image_info")
         annotations = file.field(record, "anns", list, row)
         for number, annotation in enumerate(annotations):
             content.add_object(annotation, row, row, "anns", number)

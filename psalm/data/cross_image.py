@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from psalm.constants import CROSS_IMAGE
-from psalm.data.coco_format import JsonFile
+from psalm.data.coco_format import DataFile, read_json
 from psalm.data.dataset import File, Split, TaskData, find_image
 from psalm.data.interactive import (
     check_regions,
@@ -67,7 +67,7 @@ class CrossImageData(TaskData):
         self.split = split
         self.image_folders = tuple(image_folders)
         self.prompt_types = tuple(prompt_types)
-        self._pairs = PackedRecords(_pairs(JsonFile(self.path, FORMAT), self.prompt_types))
+        self._pairs = PackedRecords(_pairs(read_json(self.path, FORMAT), self.prompt_types))
         if not len(self._pairs):
             raise nothing_to_ask(self.path, self.prompt_types)
         self._has_absent = any(-1 in self._pairs[row]["answers"] for row in range(len(self._pairs)))
@@ -124,7 +124,7 @@ class CrossImageData(TaskData):
         return masks
 
 
-def _pairs(file: JsonFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _pairs(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every pair that has regions, as little of it as is needed later."""
     for row, pair in enumerate(records_of(file)):
         image = image_entry(file, file.field(pair, "image_info", dict, row), row, "image_info")
@@ -145,6 +145,6 @@ def _pairs(file: JsonFile, prompt_types: Sequence[str]) -> Iterator[dict[str, An
             }
 
 
-def _category(file: JsonFile, pair: Any, entry: dict[str, Any]) -> int:
+def _category(file: DataFile, pair: Any, entry: dict[str, Any]) -> int:
     row, key, column = entry["place"]
     return file.field(pair[key][column], "category_id", int, row, key, column)

@@ -44,7 +44,7 @@ class TaskData(ABC):
     Args:
         rows: how many samples the annotation files have.
         skip_bad_images: whether whoever iterates passes over images that are missing or truncated. The data still raise
-            BadImageError for them; each is logged once and counted in ``bad_images``.
+            BadImageError for them; a process logs each file once, and all count the images in ``bad_images``.
     """
 
     task: ClassVar[str]
@@ -54,6 +54,7 @@ class TaskData(ABC):
         self.rows = np.arange(rows)
         """Row in the annotation files of every sample."""
         self._bad = torch.zeros(rows, dtype=torch.bool).share_memory_()
+        self._logged: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,8 +134,13 @@ class TaskData(ABC):
         """
         if not self.skip_bad_images:
             return list(range(len(self)))
+        of_sample = [self.files(index) for index in range(len(self))]
+        paths = list(dict.fromkeys(path for files in of_sample for _, path in files))
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
-            problems = list(threads.map(lambda index: self.problem(index, thorough=True), range(len(self))))
+            found = dict(zip(paths, threads.map(lambda path: file_problem(path, thorough=True), paths), strict=True))
+        problems = [
+            next((f"{what} {path} {found[path]}" for what, path in files if found[path]), None) for files in of_sample
+        ]
         for index, problem in enumerate(problems):
             if problem is not None:
                 self._note(int(self.rows[index]), problem)
@@ -142,14 +148,6 @@ class TaskData(ABC):
         if not good:
             raise DataError(f"every image of {self.annotation_files[0]} is missing or truncated, e.g. {problems[0]}")
         return good
-
-    def problem(self, index: int, thorough: bool = False) -> str | None:
-        """What is wrong with a sample's files, in one line that names the file, or None; see ``file_problem``."""
-        for what, path in self.files(index):
-            problem = file_problem(path, thorough)
-            if problem is not None:
-                return f"{what} {path} {problem}"
-        return None
 
     def _noting(self, row: int, read: Callable[[], Read]) -> Read:
         try:
@@ -159,10 +157,11 @@ class TaskData(ABC):
             raise
 
     def _note(self, row: int, problem: str) -> None:
-        """Counts a bad image, and logs it the first time."""
+        """Counts a bad image, and logs it the first time that one of its samples is met."""
         if not self._bad[row]:
             self._bad[row] = True
-            if self.skip_bad_images:
+            if self.skip_bad_images and problem not in self._logged:
+                self._logged.add(problem)
                 logger.warning("skipped: %s", problem)
 
 

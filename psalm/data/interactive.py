@@ -2,7 +2,8 @@
 
 The file is a list of samples ``{image, image_info: {id, height, width}, anns}``; each of ``anns`` is a COCO annotation
 with up to four prompts, ``point_visual_prompt_mask`` and the like, as RLE. ``python -m psalm.data.make_interactive``
-makes such a file from COCO instances.
+makes such a file from COCO instances. Samples like half a pair of cross-image data are read as well:
+``{image_info: {image, img_id, height, width}, annotations}``, where COCO's own ``file_name`` and ``id`` will do, too.
 
 Letters: H W height and width, K regions of an image.
 """
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from psalm.constants import REGION
-from psalm.data.coco_format import JsonFile
+from psalm.data.coco_format import DataFile, read_image_info, read_json
 from psalm.data.dataset import File, Question, Split, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
+from psalm.data.masks import segmentation_areas, segmentation_to_mask
 from psalm.data.packed import PackedRecords
 from psalm.data.samples import RegionRecord
-from psalm.data.visual_prompts import PROMPT_TYPES, decode_mask, prompt_key, segmentation_area
+from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key
 
 FORMAT = "COCO-Interactive JSON"
 
@@ -57,7 +59,7 @@ class RegionData(TaskData):
         self.split = split
         self.image_folders = tuple(image_folders)
         self.prompt_types = tuple(prompt_types)
-        self._samples = PackedRecords(_samples(JsonFile(self.path, FORMAT), self.prompt_types))
+        self._samples = PackedRecords(_samples(read_json(self.path, FORMAT), self.prompt_types))
         if not len(self._samples):
             raise nothing_to_ask(self.path, self.prompt_types)
         super().__init__(len(self._samples), skip_bad_images)
@@ -86,75 +88,81 @@ class RegionData(TaskData):
         return tuple(kind for kind in self.prompt_types if any(kind in region["prompts"] for region in regions))
 
 
-def _samples(file: JsonFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every sample that has regions, as little of it as is needed later."""
     for row, sample in enumerate(records_of(file)):
         info = file.field(sample, "image_info", dict, row)
-        image = image_entry(file, {**info, "image": file.field(sample, "image", str, row)}, row, "image_info")
-        regions = region_entries(file, sample, row, "anns", image["size"], prompt_types)
+        if "image1_info" in sample:
+            file.fail("has image1_info, as cross-image data have", row)
+        if "image" in sample:
+            info = {**info, "image": file.field(sample, "image", str, row)}
+        image = image_entry(file, info, row, "image_info")
+        key = "annotations" if "annotations" in sample and "anns" not in sample else "anns"
+        regions = region_entries(file, sample, row, key, image["size"], prompt_types)
         if regions:
             yield {"image": image, "regions": regions}
 
 
-def records_of(file: JsonFile) -> list[Any]:
+def records_of(file: DataFile) -> list[Any]:
     """The records of a file, which must be a list of them."""
     if not isinstance(file.content, list):
         file.fail(f"must be a list of records, but is {type(file.content).__name__}")
     return file.content
 
 
-def image_entry(file: JsonFile, info: dict[str, Any], row: int, key: str) -> dict[str, Any]:
+def image_entry(file: DataFile, info: dict[str, Any], row: int, key: str) -> dict[str, Any]:
     """Name, id and size of an image, and where they stand; ``image`` and ``img_id`` come before COCO's own keys."""
-    size = [file.field(info, side, int, row, key) for side in ("height", "width")]
-    if min(size) < 1:
-        file.fail(f"must have a height and a width of at least 1, but has {size}", row, key)
-    return {
-        "name": file.field(info, "image" if "image" in info else "file_name", str, row, key),
-        "id": file.field(info, "img_id" if "img_id" in info else "id", int, row, key),
-        "size": size,
-        "place": f"[{row}].{key}",
-    }
+    id_key = "img_id" if "img_id" in info else "id"
+    name_key = "image" if "image" in info else "file_name"
+    image = read_image_info(file, info, row, key, id_key=id_key, name_key=name_key)
+    return {"name": image.file_name, "id": image.id, "size": [image.height, image.width], "place": f"[{row}].{key}"}
 
 
-def object_entries(file: JsonFile, record: Any, row: int, key: str, size: list[int]) -> list[dict[str, Any]]:
+def object_entries(file: DataFile, record: Any, row: int, key: str, size: Sequence[int]) -> list[dict[str, Any]]:
     """The COCO annotations in ``record[key]`` that have a pixel, without crowds: segmentation and place of each."""
     entries = []
     for column, annotation in enumerate(file.field(record, key, list, row)):
         place = (row, key, column)
         segmentation = file.field(annotation, "segmentation", (list, dict), *place)
-        crowd = "iscrowd" in annotation and file.flag(annotation, "iscrowd", *place)
-        if not crowd and _area(file, segmentation, size, *place, "segmentation"):
+        if not ("iscrowd" in annotation and file.flag(annotation, "iscrowd", *place)):
             entries.append({"segmentation": segmentation, "place": place})
-    return entries
+    areas = _areas(file, [(entry["segmentation"], *entry["place"], "segmentation") for entry in entries], size)
+    return [entry for entry, area in zip(entries, areas, strict=True) if area]
 
 
 def region_entries(
-    file: JsonFile, record: Any, row: int, key: str, size: list[int], prompt_types: Sequence[str]
+    file: DataFile, record: Any, row: int, key: str, size: Sequence[int], prompt_types: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Those of ``object_entries`` that have a prompt, with their ids and prompts; for ``region_record``."""
-    regions = []
-    for entry in object_entries(file, record, row, key, size):
-        place = entry["place"]
-        annotation = record[key][place[-1]]
-        prompts = {}
-        for kind in prompt_types:
-            rle = annotation.get(prompt_key(kind))
-            if rle is not None and _area(
-                file, file.field(annotation, prompt_key(kind), dict, *place), size, *place, prompt_key(kind)
-            ):
-                prompts[kind] = rle
-        if prompts:
-            regions.append({**entry, "id": file.field(annotation, "id", int, *place), "prompts": prompts})
+    keys = {kind: prompt_key(kind) for kind in prompt_types}
+    regions = object_entries(file, record, row, key, size)
+    drawn = []
+    for region in regions:
+        region["prompts"] = {}
+        annotation = record[key][region["place"][-1]]
+        for kind, rle_key in keys.items():
+            if annotation.get(rle_key) is not None:
+                rle = file.field(annotation, rle_key, dict, *region["place"])
+                drawn.append((region, kind, (rle, *region["place"], rle_key)))
+    areas = _areas(file, [found for _, _, found in drawn], size)
+    for (region, kind, (rle, *_)), area in zip(drawn, areas, strict=True):
+        if area:
+            region["prompts"][kind] = rle
+    regions = [region for region in regions if region["prompts"]]
+    for region in regions:
+        place = region["place"]
+        region["id"] = file.field(record[key][place[-1]], "id", int, *place)
     return regions
 
 
-def _area(file: JsonFile, segmentation: Any, size: list[int], *place: str | int) -> int:
-    area = 0
-    try:
-        area = segmentation_area(segmentation, *size)
-    except DataError as error:
-        file.fail(f"cannot be used: {error}", *place)
-    return area
+def _areas(file: DataFile, found: Sequence[tuple[Any, ...]], size: Sequence[int]) -> list[int]:
+    """The pixels of segmentations, each given together with its place."""
+    areas = []
+    for (_, *place), area in zip(found, segmentation_areas([each for each, *_ in found], *size), strict=True):
+        if isinstance(area, DataError):
+            file.fail(f"cannot be used: {area}", *place)
+        areas.append(area)
+    return areas
 
 
 def region_record(path: Path, sample: dict[str, Any], image_path: Path) -> RegionRecord:
@@ -193,7 +201,7 @@ def decoded(
         DataError: it cannot be decoded; names file and place.
     """
     try:
-        return decode_mask(segmentation, *size)
+        return segmentation_to_mask(segmentation, *size)
     except DataError as error:
         row, name, column = place
         raise DataError(f"{path}: [{row}].{name}[{column}].{key} cannot be used: {error}") from error

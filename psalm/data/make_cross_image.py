@@ -20,7 +20,7 @@ from psalm.data.make_interactive import (
     read_segmentation,
     with_prompts,
 )
-from psalm.data.visual_prompts import decode_mask, segmentation_area
+from psalm.data.masks import segmentation_area, segmentation_to_mask
 from psalm.data.writing import Watch, json_list, run_command
 
 
@@ -93,7 +93,7 @@ class _Scenes:
         for area, annotation in sorted(self.annotated_areas(image_id), key=lambda each: (-each[0], each[1]["id"])):
             of_category = objects.setdefault(annotation["category_id"], [])
             if area >= min_area and not annotation.get("iscrowd") and len(of_category) < count:
-                mask = read_segmentation(decode_mask, annotation, self.images[image_id], self.source)
+                mask = read_segmentation(segmentation_to_mask, annotation, self.images[image_id], self.source)
                 of_category.append(with_prompts(annotation, mask, seed))
         return {category: objects[category] for category in sorted(objects) if objects[category]}
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from psalm.data.coco_format import JsonFile
+from psalm.data.coco_format import read_image_info, read_json, rows_by_id
 from psalm.data.errors import DataError
-from psalm.data.visual_prompts import decode_mask, encode_mask, prompt_key, simulate_prompts
+from psalm.data.masks import encode_mask, segmentation_to_mask
+from psalm.data.visual_prompts import prompt_key, simulate_prompts
 from psalm.data.writing import Watch, json_list, run_command
 
 Read = TypeVar("Read")
@@ -43,7 +44,7 @@ def interactive_records(
     for image in watch(instances["images"]):
         shown = []
         for annotation in annotations.get(image["id"], ()):
-            mask = read_segmentation(decode_mask, annotation, image, source)
+            mask = read_segmentation(segmentation_to_mask, annotation, image, source)
             if mask.any():
                 shown.append(with_prompts(annotation, mask, seed))
         if shown:
@@ -83,18 +84,12 @@ def read_instances(path: Path) -> dict[str, Any]:
     Raises:
         DataError: missing, not JSON, or not COCO instances; names file and place.
     """
-    file = JsonFile(path, "COCO instances JSON")
-    images = set()
-    for row, image in enumerate(file.field(file.content, "images", list)):
-        place = ("images", row)
-        file.field(image, "file_name", str, *place)
-        if min(file.field(image, side, int, *place) for side in ("height", "width")) < 1:
-            file.fail("must have a height and a width of at least 1", *place)
-        if file.field(image, "id", int, *place) in images:
-            file.fail(f"has the id {image['id']} of an earlier image", *place)
-        if image["id"] < 0:
-            file.fail(f"must be at least 0, but is {image['id']}", *place, "id")
-        images.add(image["id"])
+    file = read_json(path, "COCO instances JSON")
+    images = rows_by_id(file, "images")
+    for image_id, row in images.items():
+        read_image_info(file, file.content["images"][row], "images", row)
+        if image_id < 0:
+            file.fail(f"must be at least 0, but is {image_id}", "images", row, "id")
     for row, annotation in enumerate(file.field(file.content, "annotations", list)):
         place = ("annotations", row)
         if file.field(annotation, "id", int, *place) < 0:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from psalm.constants import REFERRING
-from psalm.data.coco_format import JsonFile
+from psalm.data.coco_format import DataFile, read_image_info, read_json, rows_by_id
 from psalm.data.dataset import File, Question, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
@@ -149,23 +149,14 @@ class _Content(NamedTuple):
     """(place in the file, segmentation); an object that several samples mean is there once."""
 
 
-class _PickleFile(JsonFile):
-    """A pickle of what JSON could hold as well."""
-
-    def __init__(self, path: Path, format_name: str) -> None:
-        self.path = path
-        self.format_name = format_name
-        self.content = load_plain_pickle(path)
-
-
-def _open(path: Path) -> JsonFile:
+def _open(path: Path) -> DataFile:
     """The parsed file of expressions at a path, or in the folder there; a list that is not empty."""
     if path.is_dir():
         path = _only_refs_file(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        file: JsonFile = _PickleFile(path, "RefCOCO's list of refs")
+    if _is_pickle(path):
+        file = DataFile(path, "RefCOCO's list of refs", load_plain_pickle(path))
     else:
-        file = JsonFile(path, "PSALM's or gRefCOCO's referring JSON")
+        file = read_json(path, "PSALM's or gRefCOCO's referring JSON")
     if not isinstance(file.content, list):
         file.fail(f"must be a list, but is {type(file.content).__name__}")
     if not file.content:
@@ -183,17 +174,21 @@ def _only_refs_file(folder: Path) -> Path:
     return found[0]
 
 
-def _is_refs(file: JsonFile) -> bool:
+def _is_pickle(path: Path) -> bool:
+    return path.suffix in PICKLE_SUFFIXES
+
+
+def _is_refs(file: DataFile) -> bool:
     """Whether the records are RefCOCO's or gRefCOCO's refs; otherwise they must be PSALM's."""
     first = file.content[0]
-    return isinstance(file, _PickleFile) or (isinstance(first, dict) and "sentences" in first)
+    return _is_pickle(file.path) or (isinstance(first, dict) and "sentences" in first)
 
 
-def _splits(file: JsonFile) -> list[str]:
+def _splits(file: DataFile) -> list[str]:
     return [file.field(ref, "split", str, row) for row, ref in enumerate(file.content)]
 
 
-def _read_psalm(file: JsonFile) -> _Content:
+def _read_psalm(file: DataFile) -> _Content:
     """PSALM's JSON. Its ``image`` is not read: in gRefCOCO's it has a suffix that no file has."""
     content = _Content((file.path,), [], [])
     for row, record in enumerate(file.content):
@@ -209,13 +204,13 @@ def _read_psalm(file: JsonFile) -> _Content:
     return content
 
 
-def _read_refs(file: JsonFile, split: str) -> _Content:
+def _read_refs(file: DataFile, split: str) -> _Content:
     """The refs of a split, joined with the images and annotations that they name."""
     splits = _splits(file)
     if split not in splits:
         raise DataError(f"{file.path} has no record of the split {split!r}, only of {', '.join(dict.fromkeys(splits))}")
-    instances = JsonFile(file.path.with_name(INSTANCES), "COCO instances JSON")
-    images, annotations = _rows_by_id(instances, "images"), _rows_by_id(instances, "annotations")
+    instances = read_json(file.path.with_name(INSTANCES), "COCO instances JSON")
+    images, annotations = rows_by_id(instances, "images"), rows_by_id(instances, "annotations")
     content = _Content((file.path, instances.path), [], [])
     taken: dict[int, int] = {}
     for row, ref in enumerate(file.content):
@@ -241,27 +236,13 @@ def _read_refs(file: JsonFile, split: str) -> _Content:
     return content
 
 
-def _rows_by_id(instances: JsonFile, key: str) -> dict[int, int]:
-    rows: dict[int, int] = {}
-    for row, record in enumerate(instances.field(instances.content, key, list)):
-        record_id = instances.field(record, "id", int, key, row)
-        if record_id in rows:
-            instances.fail(f"has the id {record_id} of {key}[{rows[record_id]}]", key, row)
-        rows[record_id] = row
-    return rows
-
-
-def _image(file: JsonFile, image: Any, *place: str | int) -> dict[str, Any]:
+def _image(file: DataFile, image: Any, *place: str | int) -> dict[str, Any]:
     """A sample's fields about its image."""
-    return {
-        "image_id": file.field(image, "id", int, *place),
-        "file_name": file.field(image, "file_name", str, *place),
-        "height": file.field(image, "height", int, *place),
-        "width": file.field(image, "width", int, *place),
-    }
+    info = read_image_info(file, image, *place)
+    return {"image_id": info.id, "file_name": info.file_name, "height": info.height, "width": info.width}
 
 
-def _expressions(file: JsonFile, record: Any, row: int, key: str) -> list[str]:
+def _expressions(file: DataFile, record: Any, row: int, key: str) -> list[str]:
     """The expressions of a record that say something."""
     sentences = file.field(record, key, list, row)
     expressions = [file.field(sentence, "sent", str, row, key, column) for column, sentence in enumerate(sentences)]
@@ -271,7 +252,7 @@ def _expressions(file: JsonFile, record: Any, row: int, key: str) -> list[str]:
     return said
 
 
-def _annotation_ids(file: JsonFile, ref: dict[str, Any], row: int) -> list[int]:
+def _annotation_ids(file: DataFile, ref: dict[str, Any], row: int) -> list[int]:
     """The ids of the objects that a ref means; none where it says so in any of gRefCOCO's ways."""
     value = file.field(ref, "ann_id", (int, list), row)
     ids = value if isinstance(value, list) else [value]
@@ -281,7 +262,7 @@ def _annotation_ids(file: JsonFile, ref: dict[str, Any], row: int) -> list[int]:
     return [] if nothing else ids
 
 
-def _annotation(instances: JsonFile, row: int, image_id: int) -> tuple[str, Any]:
+def _annotation(instances: DataFile, row: int, image_id: int) -> tuple[str, Any]:
     """(place, segmentation) of an annotation, which must be of the image that its ref is about."""
     place = ("annotations", row)
     annotation = instances.content["annotations"][row]

@@ -3,15 +3,14 @@
 Letters: H W height and width of the image, h w of a window around the object.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from psalm.data.errors import DataError
+from psalm.data.masks import encode_mask as encode_mask
 from psalm.data.masks import segmentation_to_mask
 
 PROMPT_TYPES = ("point", "box", "scribble", "mask")
@@ -31,9 +30,6 @@ BROAD_AREA = 900
 """Pixels of an object above which its scribble is 3 pixels wide instead of one."""
 SCRIBBLE_DRAWS = 10
 """Scribbles drawn before one that leaves the object is cut where it does."""
-
-COMPRESSED_COUNTS = re.compile("[0-o]*[0-O]")
-"""Run lengths in pycocotools' notation: five bits a character from ``0`` on, a sixth where the number goes on."""
 
 
 def prompt_key(kind: str) -> str:
@@ -81,32 +77,8 @@ def prompt_mask(kind: str, rle: dict[str, Any], height: int, width: int) -> np.n
     key = prompt_key(kind)
     if not isinstance(rle, dict):
         raise DataError(f"{key} must be an RLE (object), but got {rle!r:.60}")
-    mask = decode_mask(rle, height, width)
+    mask = segmentation_to_mask(rle, height, width)
     return _widen(mask, WIDENING[kind]) if kind in WIDENING else mask
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """``segmentation_to_mask``, bool [H, W], safe also for compressed counts that end within a number."""
-    _check_counts(segmentation)
-    return segmentation_to_mask(segmentation, height, width)
-
-
-def segmentation_area(segmentation: Any, height: int, width: int) -> int:
-    """The pixels of a COCO segmentation; a tenth of the time of decoding it. Raises as ``decode_mask`` does."""
-    _check_counts(segmentation)
-    if isinstance(segmentation, dict):
-        if segmentation.get("size") == [height, width] and isinstance(segmentation.get("counts"), str):
-            return int(coco_mask.area(segmentation))
-    elif isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation)):
-        return int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))))
-    # The rest is rare, or an error that decoding names.
-    return int(np.count_nonzero(segmentation_to_mask(segmentation, height, width)))
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask [H, W] as compressed RLE that JSON can hold: {"size": [H, W], "counts": str}."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def simulate_prompts(mask: np.ndarray, annotation_id: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -148,18 +120,6 @@ def simulate_prompts(mask: np.ndarray, annotation_id: int, seed: int = 0) -> dic
         prompts[kind] = np.zeros(mask.shape, dtype=bool)
         prompts[kind][window] = pixels
     return {kind: prompts[kind] for kind in PROMPT_TYPES}
-
-
-def _check_counts(segmentation: Any) -> None:
-    """Refuses compressed counts for which pycocotools would read and write beyond its memory."""
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if isinstance(counts, str) and not COMPRESSED_COUNTS.fullmatch(counts):
-        raise DataError(f"the counts of an RLE must be compressed run lengths, but got {counts!r:.60}")
-
-
-def _is_polygon(value: Any) -> bool:
-    numbers = isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
-    return numbers and all(isinstance(number, (int, float)) for number in value)
 
 
 def _widen(mask: np.ndarray, radius: int) -> np.ndarray:

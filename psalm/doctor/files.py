@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,8 @@ def check_deepspeed(values: Mapping[str, Any], world_size: int) -> Findings:
     """DeepSpeed's configuration is a JSON object that contradicts no setting."""
     if values["deepspeed"] is None:
         return []
+    if find_spec("deepspeed") is None:
+        return [problem("deepspeed is given, but the package is not installed; install it or leave the setting out")]
     try:
         content = deepspeed_config(values)
     except ValueError as error:
@@ -45,7 +48,7 @@ def check_deepspeed(values: Mapping[str, Any], world_size: int) -> Findings:
     unset_hf_deepspeed_config()  # the constructor tells all of transformers that DeepSpeed is on
     config.trainer_config_process(settings)
     if config.mismatches:
-        wrong = "; ".join(mismatch.removeprefix("- ") for mismatch in config.mismatches)
+        wrong = "; ".join(text.removeprefix("- ds ").replace(" vs hf ", " against ") for text in config.mismatches)
         return [problem(f"DeepSpeed's configuration contradicts settings: {wrong}; write auto there")]
     return [ok(f"DeepSpeed: ZeRO stage {zero_stage(content)}")]
 
@@ -114,4 +117,4 @@ def check_task(values: Mapping[str, Any], task: str) -> Findings:
 def _opened(*checks: DataCheck) -> str:
     """That files were opened of a part of the samples only, if so."""
     opened, samples = sum(check.opened for check in checks), sum(check.samples for check in checks)
-    return f"; opened the files of {opened} of them" if opened + sum(len(check.bad) for check in checks) < samples else ""
+    return f"; opened the files of {opened} of them" if opened < samples else ""

@@ -60,9 +60,9 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def problems(found: Mapping[str, Findings]) -> int:
-    """How many findings would make the training fail."""
-    return sum(finding.status is Status.PROBLEM for findings in found.values() for finding in findings)
+def count(found: Mapping[str, Findings], status: Status) -> int:
+    """How many findings matter as much."""
+    return sum(finding.status is status for findings in found.values() for finding in findings)
 
 
 def findings_table(found: Mapping[str, Findings]) -> Table:

@@ -64,20 +64,22 @@ def check_compiler(values: Mapping[str, Any]) -> Findings:
 
 @dataclass(frozen=True)
 class Device:
-    """What a process of the run would train on.
+    """What each process of the run would train on.
 
     Attributes:
         kind: torch's name of its type.
-        free: bytes that are free before a model is there: of its own memory, or of the machine's.
+        free: bytes that are free before a model is there: of its own memory, or a process's share of the machine's.
+        count: how many the run would have, one for each process.
     """
 
     kind: str
     free: int
+    count: int = 1
 
 
-def check_device(values: Mapping[str, Any]) -> tuple[Device | None, Findings]:
+def check_device(values: Mapping[str, Any], count: int = 1) -> tuple[Device | None, Findings]:
     """The device, None if it cannot compute in the precision asked for; and what was found."""
-    device, found = _cpu() if _on_cpu(values) else _accelerator()
+    device, found = _cpu(count) if _on_cpu(values) else _accelerator(count)
     if values["fp16"] and device.kind == "cpu":
         return None, [*found, problem("fp16 must be false on a CPU, but got true; use bf16 or leave both out")]
     if values["bf16"] and device.kind == "cuda" and not torch.cuda.is_bf16_supported():
@@ -92,23 +94,23 @@ def _on_cpu(values: Mapping[str, Any]) -> bool:
     return bool(values["use_cpu"]) or not torch.accelerator.is_available()
 
 
-def _cpu() -> tuple[Device, list[Finding]]:
-    device = Device("cpu", psutil.virtual_memory().available)
-    return device, [ok(f"CPU, {torch.get_num_threads()} threads, {gib(device.free)} free")]
+def _cpu(count: int) -> tuple[Device, list[Finding]]:
+    free = psutil.virtual_memory().available
+    return Device("cpu", free // count, count), [ok(f"CPU, torch threads: {torch.get_num_threads()}, {gib(free)} free")]
 
 
-def _accelerator() -> tuple[Device, list[Finding]]:
+def _accelerator(count: int) -> tuple[Device, list[Finding]]:
     current = torch.accelerator.current_accelerator()
     assert current is not None, "the caller has asked"
     if current.type != "cuda":
-        device = Device(current.type, psutil.virtual_memory().available)
-        return device, [ok(f"{current.type}, {gib(device.free)} free in the machine's memory")]
+        free = psutil.virtual_memory().available
+        return Device(current.type, free // count, count), [ok(f"{current.type}, {gib(free)} of the machine free")]
     free, total = torch.cuda.mem_get_info()
-    count = torch.cuda.device_count()
-    found = [ok(f"{count} x {torch.cuda.get_device_name()}, {gib(total)} each, {gib(free)} free on the first")]
-    if count > 1:
+    gpus = torch.cuda.device_count()
+    found = [ok(f"{gpus} x {torch.cuda.get_device_name()}, {gib(total)} each, {gib(free)} free on the first")]
+    if gpus > 1 and count == 1:
         found.append(advice("several GPUs: start the training with deepspeed, or choose one by CUDA_VISIBLE_DEVICES"))
-    return Device("cuda", free), found
+    return Device("cuda", free, count), found
 
 
 def _weight_bytes(folder: str) -> int:

@@ -2,5 +2,5 @@
 
 
 def gib(size: int) -> str:
-    """Bytes in GiB, or in MiB where that is less than a tenth of one."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+    """Bytes in GiB, or in MiB where that is less than one."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -54,7 +54,7 @@ def read_flags(
         else:
             raise SettingError(f"--{name} is not an argument{nearest(name, fields) or '; --help lists them'}")
     if without_effect:
-        logger.warning("%s: no effect any more", ", ".join(without_effect))
+        logger.warning("%s: no effect any more", ", ".join(dict.fromkeys(without_effect)))
     return config | flags
 
 

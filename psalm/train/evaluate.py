@@ -19,7 +19,7 @@ from psalm.data.dataset import SPLITS, Split
 from psalm.data.prompts import PromptBuilder
 from psalm.data.questions import Evaluation
 from psalm.model.checkpoints import load_model
-from psalm.train.arguments import SettingError, argument_fields, check_settings, parse_settings
+from psalm.train.arguments import RENAMED, RETIRED, SettingError, argument_fields, check_settings, parse_settings
 from psalm.train.command_line import read_flags
 from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
@@ -96,8 +96,14 @@ def main() -> None:
     """The command line; a wrong setting ends with one line on stderr and exit code 2."""
     try:
         flags = read_flags(
-            sys.argv[1:], argument_fields(), extra=("checkpoint", "split"), switches=("zero_deformable_tokens",)
+            sys.argv[1:],
+            argument_fields(),
+            extra=("checkpoint", "split", "local_rank"),
+            retired=RETIRED,
+            switches=("zero_deformable_tokens",),
+            renamed=RENAMED,
         )
+        flags.pop("local_rank", None)
         checkpoint, split = flags.pop("checkpoint", None), flags.pop("split", "val")
         if checkpoint is None:
             raise SettingError("checkpoint must be given; write --checkpoint DIR")

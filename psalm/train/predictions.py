@@ -37,9 +37,9 @@ class PredictionWriter:
         """One question and its answer."""
         self._results[asked.item] = self.scorer.results(asked, answer)
         if isinstance(answer, PanopticAnswer):
-            folder = self.path.with_suffix("")
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(id_to_rgb(answer.segment_map)).save(folder / self._results[asked.item][0]["file_name"])
+            png = self.path.with_suffix("") / self._results[asked.item][0]["file_name"]
+            png.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(id_to_rgb(answer.segment_map)).save(png)
 
     def finish(self, rank: int) -> None:
         """Writes all ranks' results in the order of the questions."""

@@ -5,16 +5,17 @@ Letters: Q queries, H W size of the image as read from disk, K regions.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from psalm.constants import CROSS_IMAGE, INSTANCE, PANOPTIC, REFERRING, REGION, SEMANTIC
 from psalm.data.coco_instances import InstanceData
 from psalm.data.cross_image import CrossImageData
 from psalm.data.dataset import JoinedData, TaskData
+from psalm.data.masks import encode_mask
 from psalm.data.questions import Asked
 from psalm.data.refer_coco import ReferringData
 from psalm.evaluation import CrossImageIoU, InstanceAP, PanopticQuality, ReferringIoU, RegionIoU, SemanticIoU
@@ -117,7 +118,7 @@ class PanopticScorer(Scorer[PanopticAnswer]):
         segments = [
             {"id": segment.id, "category_id": self.data.classes[segment.category].id} for segment in answer.segments
         ]
-        file_name = f"{asked.record.file_name.rpartition('.')[0]}.png"
+        file_name = str(PurePosixPath(asked.record.file_name).with_suffix(".png"))
         return [{"image_id": asked.record.image_id, "file_name": file_name, "segments_info": segments}]
 
 
@@ -144,7 +145,7 @@ class SemanticScorer(Scorer[np.ndarray]):
             {
                 "image_id": asked.record.image_id,
                 "category_id": self.data.classes[category].id,
-                "segmentation": encode(answer == category),
+                "segmentation": encode_mask(answer == category),
             }
             for category in np.unique(answer).tolist()
         ]
@@ -188,7 +189,12 @@ class InstanceScorer(Scorer[InstanceAnswer]):
         """See ``Scorer``."""
         ids = self.category_ids[answer.categories].tolist()
         return [
-            {"image_id": asked.record.image_id, "category_id": category, "score": score, "segmentation": encode(mask)}
+            {
+                "image_id": asked.record.image_id,
+                "category_id": category,
+                "score": score,
+                "segmentation": encode_mask(mask),
+            }
             for category, score, mask in zip(ids, answer.scores.tolist(), answer.masks, strict=True)
         ]
 
@@ -219,7 +225,11 @@ class ReferringScorer(Scorer[np.ndarray]):
 
     def results(self, asked: Asked, answer: np.ndarray) -> list[Result]:
         """See ``Scorer``; ``ref_id`` and the expression's number tell what was asked."""
-        entry = {"image_id": asked.record.image_id, "ref_id": asked.record.sample_id, "segmentation": encode(answer)}
+        entry = {
+            "image_id": asked.record.image_id,
+            "ref_id": asked.record.sample_id,
+            "segmentation": encode_mask(answer),
+        }
         return [entry if asked.question is None else {**entry, "sentence": asked.question}]
 
 
@@ -249,7 +259,7 @@ class RegionScorer(Scorer[np.ndarray]):
                 "image_id": asked.record.image_id,
                 "annotation_id": annotation_id,
                 "prompt": asked.question,
-                "segmentation": encode(mask),
+                "segmentation": encode_mask(mask),
             }
             for annotation_id, mask in zip(asked.record.annotation_ids, answer, strict=True)
         ]
@@ -285,7 +295,7 @@ class CrossImageScorer(Scorer[np.ndarray]):
                 "image_id": asked.record.image_id,
                 "prompt_image_id": asked.record.prompt.image_id,
                 "annotation_id": annotation_id,
-                "segmentation": encode(mask),
+                "segmentation": encode_mask(mask),
             }
             for annotation_id, mask in zip(asked.record.prompt.annotation_ids, answer, strict=True)
         ]
@@ -306,12 +316,6 @@ def truths_of_regions(asked: Asked) -> np.ndarray:
     record = asked.record
     nothing = np.zeros((1, *record.image.shape[:2]), dtype=bool)
     return np.concatenate([record.masks, nothing])[record.answers]
-
-
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """A mask bool [H, W] as compressed RLE that JSON can hold."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def _given(scores: Any) -> Any:

@@ -69,6 +69,7 @@ def train(
         raise
     if records is not None:
         bad = [name for splits in trainer.data.values() for name in (*splits.train.bad_images, *splits.val.bad_images)]
+        bad = list(dict.fromkeys(bad))  # tasks may share images
         records.event("completed", step=trainer.state.global_step, **({"bad_images": bad} if bad else {}))
     return metrics
 

@@ -26,7 +26,7 @@ WORDS, CLASSES, REGIONS = (
     {"region_masks", "region_labels"},
 )
 KEYS = {
-    **{task: COMMON | WORDS | CLASSES for task in CLASS_TASKS},
+    **dict.fromkeys(CLASS_TASKS, COMMON | WORDS | CLASSES),
     "referring": COMMON | WORDS,
     "region": COMMON | REGIONS,
     "cross_image": COMMON | REGIONS | {"prompt_pixel_values"},

@@ -331,8 +331,9 @@ def test_each_region_is_shown_by_one_of_its_own_prompts(examples_of):
         {"box": dots(6, 8, (4, 4)), "mask": dots(6, 8, (5, 5))},
     ]
     record = region_record(GREY, [dot] * 3, prompts)
+    examples = examples_of(record, size=8)
     shown = Counter(
-        tuple(tuple(mask.nonzero()[0].tolist()) for mask in examples_of(record, size=8).training(record, key).region_masks)
+        tuple(tuple(mask.nonzero()[0].tolist()) for mask in examples.training(record, key).region_masks)
         for key in range(200)
     )
     assert shown.keys() == {(first, (3, 3), last) for first in [(1, 1), (2, 2)] for last in [(4, 4), (5, 5)]}

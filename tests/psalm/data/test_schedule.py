@@ -147,8 +147,9 @@ def test_tasks_without_ratios_are_equally_likely():
 
 
 def test_ratios_are_relative():
-    schedule, scaled = mixture(ratios={"panoptic": 4, "referring": 1}), mixture(
-        ratios={"panoptic": 8, "referring": 2, "region": 2}
+    schedule, scaled = (
+        mixture(ratios={"panoptic": 4, "referring": 1}),
+        mixture(ratios={"panoptic": 8, "referring": 2, "region": 2}),
     )
     assert [schedule.task(step) for step in range(60)] == [scaled.task(step) for step in range(60)]
 

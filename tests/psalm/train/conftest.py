@@ -63,13 +63,42 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_builtin(tmp_path_factory.mktemp("data"), train_images=12, val_images=5)
 
 
-@pytest.fixture
-def settings(tmp_path: Path, small_tower: Path, small_data: Path) -> Callable[..., dict[str, Any]]:
-    """Settings of a short run; keywords replace them."""
+@pytest.fixture(scope="session")
+def grefs_file(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gRefCOCO about the built-in images: of each, two expressions for all objects, two for none, two for the first."""
+    folder = tmp_path_factory.mktemp("grefcoco")
+    grefs: list[dict[str, Any]] = []
+    merged: dict[str, list[Any]] = {"images": [], "annotations": []}
+    for split in ("train", "val"):
+        content = json.loads((small_data / "annotations" / f"instances_{split}2017.json").read_text())
+        for image in content["images"]:
+            ids = [each["id"] for each in content["annotations"] if each["image_id"] == image["id"]]
+            for words, meant in (("all things", ids), ("the whale", [-1]), ("the first one", ids[:1])):
+                grefs.append(
+                    {
+                        "ref_id": len(grefs),
+                        "ann_id": meant,
+                        "image_id": image["id"],
+                        "split": split,
+                        "no_target": meant == [-1],
+                        "sentences": [{"sent": words}, {"sent": f"{words} here"}],
+                    }
+                )
+        for name, records in merged.items():
+            records += content[name]
+    (folder / "instances.json").write_text(json.dumps(merged))
+    file = folder / "grefs(unc).json"
+    file.write_text(json.dumps(grefs))
+    return file
 
-    def make(**changes: Any) -> dict[str, Any]:
+
+@pytest.fixture(scope="session")
+def settings_in(small_tower: Path, small_data: Path) -> Callable[..., dict[str, Any]]:
+    """Settings of a short run in a folder; keywords replace them."""
+
+    def make(folder: Path, **changes: Any) -> dict[str, Any]:
         return {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder),
             "vision_tower": str(small_tower),
             "panoptic_json_path": str(small_data),
             "mm_hidden_dim": 16,
@@ -86,6 +115,12 @@ def settings(tmp_path: Path, small_tower: Path, small_data: Path) -> Callable[..
         } | changes
 
     return make
+
+
+@pytest.fixture
+def settings(tmp_path: Path, settings_in: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Settings of a short run; keywords replace them."""
+    return lambda **changes: settings_in(tmp_path / "run", **changes)
 
 
 @pytest.fixture

@@ -45,6 +45,12 @@ Settings = Callable[..., dict[str, Any]]
         ("output_dir", 3, "output_dir must be text, but got 3; change its type"),
         ("deepspeed", "zro2", "deepspeed must be a JSON file or a name, but there is no file 'zro2'; did you mean 'ze"),
         ("hub_token", "secret", "hub_token is not an argument"),
+        ("seg_task", "panoptics", "seg_task must be one or more of panoptic, semantic, instance, referring, region, "),
+        ("data_ratio", "panoptic", "data_ratio must name each task once with its weight, as in panoptic=1,region=2, b"),
+        ("region_mask_type", "circle", "region_mask_type: visual prompts must be some of point_visual_prompt_mask||"),
+        ("region_mask_type", None, "region_mask_type must have a value, but got none; give text"),
+        ("refer_expressions", "all", "refer_expressions must be one of each, joined, but got 'all'; choose one of th"),
+        ("image_size", 16, "image_size must be at least 32, but got 16; choose another value"),
     ],
 )  # fmt: skip
 def test_wrong_value_is_refused(name: str, value: Any, message: str) -> None:
@@ -71,6 +77,12 @@ def test_wrong_value_is_refused(name: str, value: Any, message: str) -> None:
         ("panoptic_json_path", "data/coco", str(Path.cwd() / "data" / "coco")),
         ("deepspeed", "zero2", str(REPO / "experiments" / "deepspeed" / "zero2.json")),
         ("deepspeed", "none", None),
+        ("seg_task", ["region", "panoptic"], "panoptic,region"),
+        ("seg_task", "none", None),
+        ("data_ratio", {"region": 2, "panoptic": 1}, "panoptic=1,region=2"),
+        ("region_mask_type", "box||mask", "box_visual_prompt_mask||mask_visual_prompt_mask"),
+        ("region_json_path", "data/r.json", str(Path.cwd() / "data" / "r.json")),
+        ("eval_region_image_folder", "~/images", str(Path.home() / "images")),
     ],
 )
 def test_right_value_is_normalised(name: str, value: Any, expected: Any) -> None:
@@ -87,6 +99,10 @@ def test_right_value_is_normalised(name: str, value: Any, expected: Any) -> None
         ({"fp16": True, "bf16": True}, "fp16 and bf16 must not both be true"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor needs dataloader_num_workers of at least 1"),
         ({"tune_mm_mlp_adapter": True, "train_backbone": True}, "tune_mm_mlp_adapter trains nothing but"),
+        (
+            {"seg_task": "panoptic", "data_ratio": "panoptic=2,region=1"},
+            "data_ratio must name tasks of the run, which are panoptic, but got region; drop it, or add it to seg_task",
+        ),
     ],
 )
 def test_wrong_combination_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -104,13 +120,26 @@ def test_inputs(settings: Settings, tmp_path: Path, small_data: Path) -> None:
     (broken / "annotations" / "panoptic_train2017.json").write_text('{"images": []}')
     not_json = tmp_path / "zero.json"
     not_json.write_text("{")
+    no = tmp_path / "no"
     for changes, message in (
         ({"projector_outdim": 77}, "projector_outdim must be the LLM's hidden size 96, but got 77"),
-        ({"vision_tower": str(tmp_path / "no")}, "vision_tower must be 'builtin' or a folder"),
-        ({"model_name_or_path": str(tmp_path / "no")}, "model_name_or_path must be 'builtin' or a folder"),
+        ({"vision_tower": str(no)}, "vision_tower must be 'builtin' or a folder"),
+        ({"model_name_or_path": str(no)}, "model_name_or_path must be 'builtin' or a folder"),
         ({"swin_type": "large"}, "swin_type is large, but "),
-        ({"panoptic_json_path": str(tmp_path / "no")}, f"panoptic_json_path {tmp_path / 'no'}: "),
-        ({"panoptic_json_path": str(broken)}, f"panoptic_json_path {broken}: "),
+        ({"panoptic_json_path": str(no)}, f"panoptic data: panoptic_json_path: {no} is not a folder: "),
+        (
+            {"panoptic_json_path": str(broken)},
+            f"panoptic data: panoptic_json_path: {broken}/annotations/panoptic_train",
+        ),
+        ({"seg_task": "region", "region_json_path": str(no)}, f"region data: region_json_path: {no} does not exist"),
+        (
+            {"seg_task": "panoptic,instance", "instance_json_path": str(not_json)},
+            f"instance data: instance_json_path: {not_json} is not JSON: ",
+        ),
+        (
+            {"cross_image_seg_task": True, "panoptic_json_path": str(broken)},
+            f"cross_image data: region_cross_json_path must be given for the task cross_image: {broken} has no ",
+        ),
         ({"deepspeed": str(not_json)}, "deepspeed must be JSON, but "),
         ({"conv_dim": 33}, "conv_dim must be a multiple of num_heads, but got 33 and 2"),
         ({"fp16": True, "use_cpu": True}, "fp16 must be false on a CPU"),
@@ -151,15 +180,33 @@ def test_warm_up_is_a_fraction_of_the_steps_unless_steps_are_given(settings: Set
     assert parse_settings(settings(warmup_ratio=0.03, warmup_steps=10)).training.get_warmup_steps(180) == 10
 
 
+def test_ratios_of_the_tasks_of_a_run_are_accepted() -> None:
+    mixture = {"seg_task": "panoptic,region", "cross_image_seg_task": True, "data_ratio": "region=2,cross_image=3"}
+    assert check_settings(mixture) == mixture
+
+
+def test_faster_products_are_asked_for_only_where_a_device_has_them(settings: Settings) -> None:
+    """transformers refuses tf32 elsewhere."""
+    assert parse_settings(settings(tf32=True)).training.tf32 in (True, None)
+
+
 def test_command_line_and_config_file(settings: Settings, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(settings(learning_rate=1e-4, seed=5)))
-    flags = ["--learning-rate=1e-3", "--gradient_checkpointing", "--no_disable_tqdm", "--version", "llava_phi"]
+    flags = [
+        "--learning-rate=1e-3",
+        "--gradient_checkpointing",
+        "--no_disable_tqdm",
+        "--seg_task",
+        "region",
+        "panoptic",
+    ]
     launched = ["--local_rank=0", "--resume_from_checkpoint", str(tmp_path)]
     args = parse_command_line(["--config", str(config), *flags, *launched])
     assert (args.training.learning_rate, args.training.seed) == (1e-3, 5)
     assert args.training.gradient_checkpointing is True
     assert args.training.disable_tqdm is False
+    assert args.data.seg_task == "panoptic,region"
     assert args.training.resume_from_checkpoint == str(tmp_path)
 
 

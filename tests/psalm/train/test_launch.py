@@ -1,5 +1,6 @@
 """The command lines, in processes of their own: DeepSpeed, two processes, evaluation, wrong settings."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from psalm.constants import TASKS
 from psalm.model.postprocess import panoptic
-from psalm.train import scoring
+from psalm.train import scorers
 from psalm.train.arguments import parse_settings
 from psalm.train.evaluate import evaluate_checkpoint
 from psalm.train.records import metric_history, read_records
+from psalm.train.tasks import METRICS
 from psalm.train.train import train
 
 REPO = Path(__file__).resolve().parents[3]
@@ -109,6 +112,44 @@ def test_two_processes(settings: Settings, tmp_path: Path, deepspeed: str) -> No
 
 
 @pytest.mark.full
+def test_two_processes_score_a_mixture_as_one_does(settings: Settings, tmp_path: Path) -> None:
+    """To the last digit, and with the same results files."""
+    train(parse_settings(settings(seg_task=",".join(TASKS), max_steps=12, save_final_model=True)))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29545")
+    program = tmp_path / "score.py"
+    program.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from accelerate import PartialState\n"
+        "from psalm.train.distributed import leave_process_group\n"
+        "from psalm.train.evaluate import evaluate_checkpoint\n"
+        "changes = {'output_dir': sys.argv[2], 'per_device_eval_batch_size': 2, 'save_predictions': True}\n"
+        "metrics = evaluate_checkpoint(sys.argv[1], changes=changes)\n"
+        "rank = PartialState().process_index\n"
+        "Path(sys.argv[2], f'{rank}.json').write_text(json.dumps(metrics))\n"
+        "leave_process_group()\n"
+    )
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, start in zip(folders, ((), launcher), strict=True):
+        folder.mkdir()
+        run(*start, program, tmp_path / "run" / "model", folder)
+    one, *two = (
+        {name: value for name, value in json.loads((folder / f"{rank}.json").read_text()).items() if "eval_" in name}
+        for folder, rank in ((folders[0], 0), (folders[1], 0), (folders[1], 1))
+    )
+    for metrics in (one, *two):
+        metrics.pop("system/eval_seconds")
+    assert {f"eval_{name}" for name in ("mean", *(f"{t}_{m[0]}" for t, m in METRICS.items()))} <= one.keys()
+    assert two == [one, one]
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in (folder / "predictions").rglob("*") if path.is_file()}
+        for folder in folders
+    ]
+    assert len(files[0]) == len(TASKS) + 5
+    assert files[0] == files[1]
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_deepspeed_launcher_bf16(settings: Settings, tmp_path: Path, config: str) -> None:
     launcher = ("-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29543")
@@ -130,7 +171,7 @@ def test_evaluation_of_a_checkpoint_gives_the_metrics_of_the_run(
         logits.append((class_logits.clone(), mask_logits.clone()))
         return panoptic(class_logits, mask_logits, isthing)
 
-    monkeypatch.setattr(scoring, "panoptic", keep)
+    monkeypatch.setattr(scorers, "panoptic", keep)
     metrics = train(parse_settings(settings(max_steps=2, save_final_model=True)))
     again = evaluate_checkpoint(tmp_path / "run" / "model")
     names = {name for name in metrics if name.startswith("eval_")}
