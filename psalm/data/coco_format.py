@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from psalm.data.errors import DataError
-from psalm.data.masks import check_size
+from psalm.data.masks import check_segmentation, check_size
 from psalm.data.samples import ClassInfo
 
 MAX_SEGMENT_ID = (1 << 24) - 1
@@ -143,6 +143,16 @@ def read_image_info(
     except DataError as error:
         file.fail(f"cannot be used: {error}", *place)
     return ImageInfo(file.field(record, id_key, int, *place), file.field(record, name_key, str, *place), height, width)
+
+
+def checked_segmentation(file: DataFile, annotation: Any, image: ImageInfo, *place: str | int) -> Any:
+    """``annotation["segmentation"]``, of which the image's mask can be made; ``place`` is the annotation's."""
+    segmentation = file.field(annotation, "segmentation", (list, dict), *place)
+    try:
+        check_segmentation(segmentation, image.height, image.width)
+    except DataError as error:
+        file.fail(f"cannot be used: {error}", *place, "segmentation")
+    return segmentation
 
 
 def read_panoptic_json(path: Path) -> PanopticIndex:

@@ -16,12 +16,12 @@ import numpy as np
 
 from psalm.constants import INSTANCE
 from psalm.data.coco_categories import COCO_THINGS
-from psalm.data.coco_format import DataFile, ImageInfo, read_classes, read_image_info, read_json
+from psalm.data.coco_format import DataFile, ImageInfo, checked_segmentation, read_classes, read_image_info, read_json
 from psalm.data.coco_panoptic import first_folder, locate_annotations, locate_images
 from psalm.data.dataset import File, Split, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
-from psalm.data.masks import check_segmentation, segmentation_to_mask
+from psalm.data.masks import segmentation_to_mask
 from psalm.data.packed import PackedRecords
 from psalm.data.samples import ClassInfo, InstanceRecord
 
@@ -119,8 +119,7 @@ class InstanceData(TaskData):
         return InstanceRecord(info.id, info.file_name, image, masks, categories)
 
     def check_row(self, row: int) -> None:
-        """See ``TaskData``."""
-        self._truth(row)
+        """See ``TaskData``; the file was read only if this can be done."""
 
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
@@ -137,8 +136,8 @@ class InstanceData(TaskData):
         for row in self.rows.tolist():
             info = self._image(row)
             images.append(info._asdict())
-            for number, each in enumerate(self._annotated(row)):
-                area, bbox = self._area_and_box(info, number, each)
+            for each in self._annotated(row):
+                area, bbox = _area_and_box(info, each)
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -164,25 +163,11 @@ class InstanceData(TaskData):
         info = self._image(row)
         found = [
             (mask, each.category)
-            for number, each in enumerate(self._annotated(row))
-            if not each.iscrowd and (mask := self._mask(info, number, each)).any()
+            for each in self._annotated(row)
+            if not each.iscrowd and (mask := segmentation_to_mask(each.segmentation, info.height, info.width)).any()
         ]
         masks = np.array([mask for mask, _ in found], dtype=bool).reshape(len(found), info.height, info.width)
         return masks, np.array([category for _, category in found], dtype=np.int64)
-
-    def _area_and_box(self, info: ImageInfo, number: int, annotated: _Object) -> tuple[float, list[float]]:
-        area, bbox = annotated.area, annotated.bbox
-        if area is None or bbox is None:
-            mask = self._mask(info, number, annotated)
-            area = int(mask.sum()) if area is None else area
-            bbox = _box(mask) if bbox is None else bbox
-        return area, bbox
-
-    def _mask(self, info: ImageInfo, number: int, annotated: _Object) -> np.ndarray:
-        try:
-            return segmentation_to_mask(annotated.segmentation, info.height, info.width)
-        except DataError as error:
-            raise DataError(f"{self.path}: object {number} of image {info.id}: {error}") from error
 
 
 class _Content:
@@ -218,11 +203,7 @@ class _Content:
         category_id = field(annotation, "category_id", int, *place)
         if category_id not in self._index_of:
             self.file.fail(f"is {category_id}, which is not among {self.known_as}", *place, "category_id")
-        segmentation = field(annotation, "segmentation", (list, dict), *place)
-        try:
-            check_segmentation(segmentation, self.images[row].height, self.images[row].width)
-        except DataError as error:
-            self.file.fail(f"cannot be used: {error}", *place, "segmentation")
+        segmentation = checked_segmentation(self.file, annotation, self.images[row], *place)
         iscrowd = self.file.flag(annotation, "iscrowd", *place) if "iscrowd" in annotation else False
         area = field(annotation, "area", (int, float), *place) if "area" in annotation else None
         bbox = field(annotation, "bbox", list, *place) if "bbox" in annotation else None
@@ -260,6 +241,15 @@ def _read_psalm(file: DataFile) -> _Content:
                 f"must be {expected!r:.60}, as the category ids of anns say, but is {names!r:.60}", row, "mask_classes"
             )
     return content
+
+
+def _area_and_box(info: ImageInfo, annotated: _Object) -> tuple[float, list[float]]:
+    area, bbox = annotated.area, annotated.bbox
+    if area is None or bbox is None:
+        mask = segmentation_to_mask(annotated.segmentation, info.height, info.width)
+        area = int(mask.sum()) if area is None else area
+        bbox = _box(mask) if bbox is None else bbox
+    return area, bbox
 
 
 def _box(mask: np.ndarray) -> list[float]:

@@ -18,16 +18,15 @@ from psalm.constants import CROSS_IMAGE
 from psalm.data.coco_format import DataFile, read_json
 from psalm.data.dataset import File, Split, TaskData, find_image
 from psalm.data.interactive import (
-    check_regions,
-    decoded,
     image_entry,
     nothing_to_ask,
-    object_entries,
     read_sized_image,
     records_of,
     region_entries,
     region_record,
+    visible_objects,
 )
+from psalm.data.masks import segmentation_to_mask
 from psalm.data.packed import PackedRecords
 from psalm.data.samples import CrossImageRecord
 from psalm.data.visual_prompts import PROMPT_TYPES
@@ -96,16 +95,13 @@ class CrossImageData(TaskData):
             image_id=target["id"],
             file_name=target["name"],
             image=read_sized_image(self.path, target, target_file.path),
-            masks=self._target_masks(pair),
+            masks=_target_masks(pair),
             answers=np.array(pair["answers"], dtype=np.int64),
             sample_id=pair["id"],
         )
 
     def check_row(self, row: int) -> None:
-        """See ``TaskData``."""
-        pair = self._pairs[row]
-        check_regions(self.path, pair["prompt"])
-        self._target_masks(pair)
+        """See ``TaskData``; the file was read only if this can be done."""
 
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
@@ -115,14 +111,6 @@ class CrossImageData(TaskData):
             File("prompt image", find_image(self.image_folders, pair["prompt"]["image"]["name"])),
         )
 
-    def _target_masks(self, pair: dict[str, Any]) -> np.ndarray:
-        """One mask per category that is there, of all its objects: bool [N, H, W]."""
-        masks = np.zeros((len(pair["objects"]), *pair["target"]["size"]), dtype=bool)
-        for mask, objects in zip(masks, pair["objects"], strict=True):
-            for entry in objects:
-                mask |= decoded(self.path, entry["segmentation"], pair["target"]["size"], entry["place"])
-        return masks
-
 
 def _pairs(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every pair that has regions, as little of it as is needed later."""
@@ -130,21 +118,29 @@ def _pairs(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, An
         image = image_entry(file, file.field(pair, "image_info", dict, row), row, "image_info")
         target = image_entry(file, file.field(pair, "image1_info", dict, row), row, "image1_info")
         regions = region_entries(file, pair, row, "annotations", image["size"], prompt_types)
-        objects: dict[int, list[dict[str, Any]]] = {}
-        for entry in object_entries(file, pair, row, "annotations1", target["size"]):
-            objects.setdefault(_category(file, pair, entry), []).append(entry)
-        categories = [_category(file, pair, region) for region in regions]
+        objects: dict[int, list[Any]] = {}
+        for column, annotation in visible_objects(file, pair, row, "annotations1", target["size"]).items():
+            category = file.field(annotation, "category_id", int, row, "annotations1", column)
+            objects.setdefault(category, []).append(annotation["segmentation"])
+        categories = [
+            file.field(pair["annotations"][column], "category_id", int, row, "annotations", column)
+            for column in regions
+        ]
         present = [category for category in dict.fromkeys(categories) if category in objects]
         if regions:
             yield {
                 "id": file.field(pair, "new_img_id", int, row) if "new_img_id" in pair else row,
-                "prompt": {"image": image, "regions": regions},
+                "prompt": {"image": image, "regions": [*regions.values()]},
                 "target": target,
                 "objects": [objects[category] for category in present],
                 "answers": [present.index(category) if category in objects else -1 for category in categories],
             }
 
 
-def _category(file: DataFile, pair: Any, entry: dict[str, Any]) -> int:
-    row, key, column = entry["place"]
-    return file.field(pair[key][column], "category_id", int, row, key, column)
+def _target_masks(pair: dict[str, Any]) -> np.ndarray:
+    """One mask per category that is there, of all its objects: bool [N, H, W]."""
+    masks = np.zeros((len(pair["objects"]), *pair["target"]["size"]), dtype=bool)
+    for mask, segmentations in zip(masks, pair["objects"], strict=True):
+        for segmentation in segmentations:
+            mask |= segmentation_to_mask(segmentation, *pair["target"]["size"])
+    return masks

@@ -26,6 +26,9 @@ from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key
 
 FORMAT = "COCO-Interactive JSON"
 
+Place = tuple[int, str, int, str]
+"""Where a segmentation stands in a file: row, key of a list, column, key."""
+
 
 class RegionData(TaskData):
     """The images of one split, each with the regions that can be asked for.
@@ -75,8 +78,7 @@ class RegionData(TaskData):
         return region_record(self.path, sample, find_image(self.image_folders, sample["image"]["name"]))
 
     def check_row(self, row: int) -> None:
-        """See ``TaskData``."""
-        check_regions(self.path, self._samples[row])
+        """See ``TaskData``; the file was read only if this can be done."""
 
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
@@ -100,7 +102,7 @@ def _samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, 
         key = "annotations" if "annotations" in sample and "anns" not in sample else "anns"
         regions = region_entries(file, sample, row, key, image["size"], prompt_types)
         if regions:
-            yield {"image": image, "regions": regions}
+            yield {"image": image, "regions": [*regions.values()]}
 
 
 def records_of(file: DataFile) -> list[Any]:
@@ -118,51 +120,46 @@ def image_entry(file: DataFile, info: dict[str, Any], row: int, key: str) -> dic
     return {"name": image.file_name, "id": image.id, "size": [image.height, image.width], "place": f"[{row}].{key}"}
 
 
-def object_entries(file: DataFile, record: Any, row: int, key: str, size: Sequence[int]) -> list[dict[str, Any]]:
-    """The COCO annotations in ``record[key]`` that have a pixel, without crowds: segmentation and place of each."""
-    entries = []
+def visible_objects(file: DataFile, record: Any, row: int, key: str, size: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The COCO annotations in the list ``record[key]`` that have a pixel, without crowds: column -> annotation."""
+    found: dict[Place, Any] = {}
     for column, annotation in enumerate(file.field(record, key, list, row)):
         place = (row, key, column)
         segmentation = file.field(annotation, "segmentation", (list, dict), *place)
         if not ("iscrowd" in annotation and file.flag(annotation, "iscrowd", *place)):
-            entries.append({"segmentation": segmentation, "place": place})
-    areas = _areas(file, [(entry["segmentation"], *entry["place"], "segmentation") for entry in entries], size)
-    return [entry for entry, area in zip(entries, areas, strict=True) if area]
+            found[*place, "segmentation"] = segmentation
+    return {column: record[key][column] for _, _, column, _ in _visible(file, found, size)}
 
 
 def region_entries(
     file: DataFile, record: Any, row: int, key: str, size: Sequence[int], prompt_types: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Those of ``object_entries`` that have a prompt, with their ids and prompts; for ``region_record``."""
-    keys = {kind: prompt_key(kind) for kind in prompt_types}
-    regions = object_entries(file, record, row, key, size)
-    drawn = []
-    for region in regions:
-        region["prompts"] = {}
-        annotation = record[key][region["place"][-1]]
-        for kind, rle_key in keys.items():
-            if annotation.get(rle_key) is not None:
-                rle = file.field(annotation, rle_key, dict, *region["place"])
-                drawn.append((region, kind, (rle, *region["place"], rle_key)))
-    areas = _areas(file, [found for _, _, found in drawn], size)
-    for (region, kind, (rle, *_)), area in zip(drawn, areas, strict=True):
-        if area:
-            region["prompts"][kind] = rle
-    regions = [region for region in regions if region["prompts"]]
-    for region in regions:
-        place = region["place"]
-        region["id"] = file.field(record[key][place[-1]], "id", int, *place)
+) -> dict[int, dict[str, Any]]:
+    """Those of ``visible_objects`` that have a prompt: column -> id, segmentation, prompts; for ``region_record``."""
+    kinds = {prompt_key(kind): kind for kind in prompt_types}
+    objects = visible_objects(file, record, row, key, size)
+    found: dict[Place, Any] = {
+        (row, key, column, name): file.field(annotation, name, dict, row, key, column)
+        for column, annotation in objects.items()
+        for name in kinds
+        if annotation.get(name) is not None
+    }
+    regions: dict[int, dict[str, Any]] = {}
+    for place in _visible(file, found, size):
+        _, _, column, name = place
+        if column not in regions:
+            annotation_id = file.field(objects[column], "id", int, row, key, column)
+            regions[column] = {"id": annotation_id, "segmentation": objects[column]["segmentation"], "prompts": {}}
+        regions[column]["prompts"][kinds[name]] = found[place]
     return regions
 
 
-def _areas(file: DataFile, found: Sequence[tuple[Any, ...]], size: Sequence[int]) -> list[int]:
-    """The pixels of segmentations, each given together with its place."""
-    areas = []
-    for (_, *place), area in zip(found, segmentation_areas([each for each, *_ in found], *size), strict=True):
+def _visible(file: DataFile, found: dict[Place, Any], size: Sequence[int]) -> list[Place]:
+    """The places of the segmentations that have a pixel; all must be whole."""
+    areas = segmentation_areas([*found.values()], *size)
+    for place, area in zip(found, areas, strict=True):
         if isinstance(area, DataError):
             file.fail(f"cannot be used: {area}", *place)
-        areas.append(area)
-    return areas
+    return [place for place, area in zip(found, areas, strict=True) if area]
 
 
 def region_record(path: Path, sample: dict[str, Any], image_path: Path) -> RegionRecord:
@@ -170,7 +167,7 @@ def region_record(path: Path, sample: dict[str, Any], image_path: Path) -> Regio
 
     Raises:
         BadImageError: the image is missing or truncated.
-        DataError: it is of another size than the file says, or an object cannot be decoded.
+        DataError: it is of another size than the file says.
     """
     image, regions = sample["image"], sample["regions"]
     return RegionRecord(
@@ -178,33 +175,9 @@ def region_record(path: Path, sample: dict[str, Any], image_path: Path) -> Regio
         file_name=image["name"],
         image=read_sized_image(path, image, image_path),
         annotation_ids=tuple(region["id"] for region in regions),
-        masks=np.stack([decoded(path, each["segmentation"], image["size"], each["place"]) for each in regions]),
+        masks=np.stack([segmentation_to_mask(region["segmentation"], *image["size"]) for region in regions]),
         prompts=tuple(region["prompts"] for region in regions),
     )
-
-
-def check_regions(path: Path, sample: dict[str, Any]) -> None:
-    """Decodes objects and prompts of a sample, without its image; raises as ``decoded`` does."""
-    size = sample["image"]["size"]
-    for region in sample["regions"]:
-        decoded(path, region["segmentation"], size, region["place"])
-        for kind, rle in region["prompts"].items():
-            decoded(path, rle, size, region["place"], prompt_key(kind))
-
-
-def decoded(
-    path: Path, segmentation: Any, size: Sequence[int], place: Sequence[Any], key: str = "segmentation"
-) -> np.ndarray:
-    """A segmentation that stands under ``key`` at a place (row, name of the list, column) of a file: bool [H, W].
-
-    Raises:
-        DataError: it cannot be decoded; names file and place.
-    """
-    try:
-        return segmentation_to_mask(segmentation, *size)
-    except DataError as error:
-        row, name, column = place
-        raise DataError(f"{path}: [{row}].{name}[{column}].{key} cannot be used: {error}") from error
 
 
 def read_sized_image(path: Path, image: dict[str, Any], image_path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from psalm.data.errors import DataError
 
 MAX_PIXELS = 3 << 24
 """Where pycocotools writes RLE, it has room for six characters a run, but closes with one more. A run takes six from
-2^24 pixels on, and where fewer than four do, the allocator's rounding makes room."""
+2^24 pixels on, and where not more than three do, there is room because memory is handed out in larger pieces."""
 MAX_COORDINATE = 1_000_000
 """Where pycocotools draws polygons, it counts fifths of a pixel with 32 bits, and notes each one along the outline."""
 NUMBERS = (int, float)
@@ -190,8 +190,8 @@ def _run_lengths(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     starts = np.searchsorted(last, np.cumsum([0, *map(len, counts[:-1])]))
     start = np.repeat(starts, np.diff(starts, append=len(values)))
     places = np.arange(len(values)) - start
-    # sums[i + 2] is the sum of the values i, i - 2, ... of all RLEs; from it, what comes before its RLE's own value 1
-    # (of the runs 1, 3, ...) or value 2 (of 2, 4, ...) is taken off, and for run 0 all but its own.
+    # An RLE's runs 1, 3, ... are sums of its values 1, 3, ..., its runs 2, 4, ... of its values 2, 4, ..., and run 0 is
+    # value 0. sums[i + 2] adds up the values i, i - 2, ... of all RLEs; what lies before the RLE's own is taken off.
     sums = np.zeros(len(values) + 2, dtype=np.int64)
     sums[2::2] = np.cumsum(values[::2])
     sums[3::2] = np.cumsum(values[1::2])

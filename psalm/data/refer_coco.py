@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from psalm.constants import REFERRING
-from psalm.data.coco_format import DataFile, read_image_info, read_json, rows_by_id
+from psalm.data.coco_format import DataFile, ImageInfo, checked_segmentation, read_image_info, read_json, rows_by_id
 from psalm.data.dataset import File, Question, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
@@ -59,9 +59,9 @@ class ReferringData(TaskData):
         self.image_folders = tuple(image_folders)
         self._files = content.files
         self._samples = PackedRecords(content.samples)
-        self._annotations = PackedRecords(content.annotations)
-        self._expressions = np.array([len(sample["expressions"]) for sample in content.samples], dtype=np.int32)
-        self._targets = np.array([len(sample["targets"]) for sample in content.samples], dtype=np.int32)
+        self._segmentations = PackedRecords(content.segmentations)
+        self._expressions = np.array([len(sample.expressions) for sample in content.samples], dtype=np.int32)
+        self._targets = np.array([len(sample.targets) for sample in content.samples], dtype=np.int32)
 
     @property
     def annotation_files(self) -> tuple[Path, ...]:
@@ -87,45 +87,30 @@ class ReferringData(TaskData):
 
     def read_row(self, row: int) -> ReferringRecord:
         """See ``TaskData``."""
-        sample = self._samples[row]
-        masks = self._masks(sample)
-        path = self._image_path(sample)
+        sample = self._sample(row)
+        info = sample.image
+        path = find_image(self.image_folders, info.file_name)
         image = read_image(path)
-        if image.shape[:2] != masks.shape[1:]:
+        if image.shape[:2] != (info.height, info.width):
             raise DataError(
-                f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but image {sample['image_id']} of "
-                f"{self._files[-1]} is {sample['width']} x {sample['height']} pixels"
+                f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but image {info.id} of "
+                f"{self._files[-1]} is {info.width} x {info.height} pixels"
             )
-        return ReferringRecord(
-            image_id=sample["image_id"],
-            file_name=sample["file_name"],
-            image=image,
-            sample_id=sample["sample_id"],
-            expressions=tuple(sample["expressions"]),
-            masks=masks,
-        )
+        masks = np.zeros((len(sample.targets), info.height, info.width), dtype=bool)
+        for mask, target in zip(masks, sample.targets, strict=True):
+            mask[:] = segmentation_to_mask(self._segmentations[target], info.height, info.width)
+        return ReferringRecord(info.id, info.file_name, image, sample.sample_id, tuple(sample.expressions), masks)
 
     def check_row(self, row: int) -> None:
-        """See ``TaskData``."""
-        self._masks(self._samples[row])
+        """See ``TaskData``; the file was read only if this can be done."""
 
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
-        return (File("image", self._image_path(self._samples[row])),)
+        return (File("image", find_image(self.image_folders, self._sample(row).image.file_name)),)
 
-    def _image_path(self, sample: dict[str, Any]) -> Path:
-        return find_image(self.image_folders, sample["file_name"])
-
-    def _masks(self, sample: dict[str, Any]) -> np.ndarray:
-        """The objects that a sample means, bool [N, H, W]."""
-        masks = np.zeros((len(sample["targets"]), sample["height"], sample["width"]), dtype=bool)
-        for mask, target in zip(masks, sample["targets"], strict=True):
-            place, segmentation = self._annotations[target]
-            try:
-                mask[:] = segmentation_to_mask(segmentation, sample["height"], sample["width"])
-            except DataError as error:
-                raise DataError(f"{self._files[-1]}: {place}.segmentation: {error}") from error
-        return masks
+    def _sample(self, row: int) -> "_Sample":
+        image, *values = self._samples[row]
+        return _Sample(ImageInfo(*image), *values)
 
 
 def splits_of(path: str | Path) -> tuple[str, ...]:
@@ -138,15 +123,22 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_splits(file))) if _is_refs(file) else ()
 
 
+class _Sample(NamedTuple):
+    image: ImageInfo
+    sample_id: int
+    expressions: list[str]
+    targets: list[int]
+    """Rows of ``_Content.segmentations``."""
+
+
 class _Content(NamedTuple):
     """What a file holds of a split."""
 
     files: tuple[Path, ...]
     """First that of the samples, last that of the annotations."""
-    samples: list[dict[str, Any]]
-    """image_id, file_name, height, width, sample_id, expressions, targets (rows of ``annotations``)."""
-    annotations: list[tuple[str, Any]]
-    """(place in the file, segmentation); an object that several samples mean is there once."""
+    samples: list[_Sample]
+    segmentations: list[Any]
+    """An object that several samples mean is there once."""
 
 
 def _open(path: Path) -> DataFile:
@@ -192,14 +184,12 @@ def _read_psalm(file: DataFile) -> _Content:
     """PSALM's JSON. Its ``image`` is not read: in gRefCOCO's it has a suffix that no file has."""
     content = _Content((file.path,), [], [])
     for row, record in enumerate(file.content):
-        sample = _image(file, file.field(record, "image_info", dict, row), row, "image_info")
-        sample["sample_id"] = file.field(record, "new_img_id", int, row)
-        sample["expressions"] = _expressions(file, record, row, "instruction")
-        sample["targets"] = []
+        image = read_image_info(file, file.field(record, "image_info", dict, row), row, "image_info")
+        sample_id = file.field(record, "new_img_id", int, row)
+        sample = _Sample(image, sample_id, _expressions(file, record, row, "instruction"), [])
         for column, annotation in enumerate(file.field(record, "anns", list, row)):
-            segmentation = file.field(annotation, "segmentation", (list, dict), row, "anns", column)
-            sample["targets"].append(len(content.annotations))
-            content.annotations.append((f"[{row}].anns[{column}]", segmentation))
+            sample.targets.append(len(content.segmentations))
+            content.segmentations.append(checked_segmentation(file, annotation, image, row, "anns", column))
         content.samples.append(sample)
     return content
 
@@ -219,27 +209,20 @@ def _read_refs(file: DataFile, split: str) -> _Content:
         image_id = file.field(ref, "image_id", int, row)
         if image_id not in images:
             file.fail(f"is {image_id}, which is not among the images of {instances.path}", row, "image_id")
-        sample = _image(instances, instances.content["images"][images[image_id]], "images", images[image_id])
-        sample["sample_id"] = file.field(ref, "ref_id", int, row)
-        sample["expressions"] = _expressions(file, ref, row, "sentences")
-        sample["targets"] = []
+        image = read_image_info(instances, instances.content["images"][images[image_id]], "images", images[image_id])
+        sample = _Sample(image, file.field(ref, "ref_id", int, row), _expressions(file, ref, row, "sentences"), [])
         for annotation_id in _annotation_ids(file, ref, row):
             if annotation_id not in annotations:
                 problem = f"names {annotation_id}, which is not among the annotations of {instances.path}"
                 file.fail(problem, row, "ann_id")
             annotation = _annotation(instances, annotations[annotation_id], image_id)
             if annotation_id not in taken:
-                taken[annotation_id] = len(content.annotations)
-                content.annotations.append(annotation)
-            sample["targets"].append(taken[annotation_id])
+                taken[annotation_id] = len(content.segmentations)
+                place = ("annotations", annotations[annotation_id])
+                content.segmentations.append(checked_segmentation(instances, annotation, image, *place))
+            sample.targets.append(taken[annotation_id])
         content.samples.append(sample)
     return content
-
-
-def _image(file: DataFile, image: Any, *place: str | int) -> dict[str, Any]:
-    """A sample's fields about its image."""
-    info = read_image_info(file, image, *place)
-    return {"image_id": info.id, "file_name": info.file_name, "height": info.height, "width": info.width}
 
 
 def _expressions(file: DataFile, record: Any, row: int, key: str) -> list[str]:
@@ -262,11 +245,11 @@ def _annotation_ids(file: DataFile, ref: dict[str, Any], row: int) -> list[int]:
     return [] if nothing else ids
 
 
-def _annotation(instances: DataFile, row: int, image_id: int) -> tuple[str, Any]:
-    """(place, segmentation) of an annotation, which must be of the image that its ref is about."""
+def _annotation(instances: DataFile, row: int, image_id: int) -> Any:
+    """An annotation, which must be of the image that its ref is about."""
     place = ("annotations", row)
     annotation = instances.content["annotations"][row]
     if instances.field(annotation, "image_id", int, *place) != image_id:
         problem = f"is {annotation['image_id']}, but the expressions that mean this object are about image {image_id}"
         instances.fail(problem, *place, "image_id")
-    return f"annotations[{row}]", instances.field(annotation, "segmentation", (list, dict), *place)
+    return annotation

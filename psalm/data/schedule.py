@@ -17,8 +17,8 @@ from psalm.data.errors import BadImageError, DataError
 from psalm.data.random import draw_key, generator
 from psalm.data.samples import Example
 
-TASK_BLOCK = 4096
-"""Steps whose tasks are drawn together."""
+TASK_BLOCK = 60
+"""Steps whose tasks are drawn together, so that each task has its share of every block, give or take one step."""
 
 
 class ExampleSource(Protocol):
@@ -40,10 +40,10 @@ class TrainingSchedule(Dataset[Example]):
     """``total_steps * samples_per_step`` examples, in the order of training.
 
     Index k belongs to step k // samples_per_step and, within it, to slot k % samples_per_step. All slots of a step have
-    the same task, drawn for each step with the tasks' ratios as probabilities. A task's samples are dealt in seeded
-    permutations: each appears exactly once per epoch of that task, and every epoch has an order of its own. A sample
-    whose image cannot be read ends the training with BadImageError, or, where its source skips bad images, is replaced
-    by the next good one of its epoch.
+    the same task, drawn for each step with the tasks' ratios as probabilities, and evenly spread. A task's samples are
+    dealt in seeded permutations: each appears exactly once per epoch of that task, and every epoch has an order of its
+    own. A sample whose image cannot be read ends the training with BadImageError, or, where its source skips bad
+    images, is replaced by the next good one of its epoch.
 
     Args:
         datasets: task name -> its samples.
@@ -140,10 +140,16 @@ def _draw_tasks(seed: int, total_steps: int, shares: list[float]) -> np.ndarray:
         return np.zeros(total_steps, dtype=np.int8)
     edges = np.cumsum(shares)[:-1]
     blocks = [
-        torch.rand(TASK_BLOCK, generator=generator(draw_key(seed, block, 0), "tasks"), dtype=torch.float64).numpy()
-        for block in range(-(-total_steps // TASK_BLOCK))
+        _even_draws(generator(draw_key(seed, block, 0), "tasks")) for block in range(-(-total_steps // TASK_BLOCK))
     ]
     return np.searchsorted(edges, np.concatenate(blocks)[:total_steps], side="right").astype(np.int8)
+
+
+def _even_draws(source: torch.Generator) -> np.ndarray:
+    """Numbers of [0, 1) in random order, float64 [TASK_BLOCK]: one in each of as many equal parts."""
+    offset = torch.rand(1, generator=source, dtype=torch.float64)
+    draws: np.ndarray = ((torch.randperm(TASK_BLOCK, generator=source) + offset) / TASK_BLOCK).numpy()
+    return draws
 
 
 def _count_earlier(task_of_step: np.ndarray, tasks: int) -> np.ndarray:

@@ -89,7 +89,7 @@ def check_memory(need: MemoryNeed, device: Device, values: Mapping[str, Any]) ->
 
 def check_offload(zero: Mapping[str, Any]) -> Findings:
     """Nothing is estimated where DeepSpeed moves state out of the device's memory (``zero_optimization``'s offload)."""
-    places = {name: zero[name]["device"] for name in ("offload_optimizer", "offload_param") if zero.get(name)}
+    places = {name: (zero.get(name) or {}).get("device", "none") for name in ("offload_optimizer", "offload_param")}
     moved = [f"{name} to {place}" for name, place in places.items() if place != "none"]
     return [advice(f"not estimated, because DeepSpeed moves state away: {', '.join(moved)}")] if moved else []
 

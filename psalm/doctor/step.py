@@ -54,21 +54,21 @@ def check_steps(
         return [], [lacking(f"not tried: {sizes}", values, device)]
     prepare(trainer)
     steps: list[TaskStep] = []
-    failed: list[Finding] = []
+    without: list[Finding] = []  # a step, each for its reason
     for task in trainer.train_dataset.datasets:
         first = first_step(trainer.train_dataset, task)
         if first is None:
             total = trainer.train_dataset.total_steps
-            failed.append(advice(f"{task}: none of the run's {total} steps is of this task"))
+            without.append(advice(f"{task}: none of the run's {total} steps is of this task"))
             continue
         note(f"one batch of the task {task}, forward and backward")
         try:
             steps.append(make_step(trainer, task, first))
         except torch.OutOfMemoryError:
-            failed.append(lacking(f"{task}: out of memory in forward or backward", values, device))
+            without.append(lacking(f"{task}: out of memory in forward or backward", values, device))
         except ValueError as error:
-            failed.append(problem(f"{task}: {error}"))
-    found = [*(_losses(step, trainer.model) for step in steps), *failed]
+            without.append(problem(f"{task}: {error}"))
+    found = [*(_losses(step, trainer.model) for step in steps), *without]
     if all(finding.status in (Status.OK, Status.ADVICE) for finding in found):
         found += check_gradients(steps, trained_parts(values, [step.task for step in steps]))
     return steps, found

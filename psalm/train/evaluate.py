@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from psalm.data.collator import Collator
 from psalm.data.dataset import SPLITS, Split
+from psalm.data.errors import DataError
 from psalm.data.prompts import PromptBuilder
 from psalm.data.questions import Evaluation
 from psalm.model.checkpoints import load_model
@@ -57,11 +58,11 @@ def evaluate_checkpoint(
         changes.setdefault("cross_image_seg_task", False)
         changes.setdefault("data_ratio", None)
     settings = check_settings(read_settings(checkpoint) | of_run | changes)
+    data = {task: load_task(settings, task) for task in tasks_of(settings)}
     model, tokenizer = load_model(checkpoint)
     model.float()  # DeepSpeed saves what it computed with; precision is now the trainer's business, as in training
     model.zero_deformable_tokens = zero_deformable_tokens
     prompts = PromptBuilder(tokenizer)
-    data = {task: load_task(settings, task) for task in tasks_of(settings)}
     parts = {task: splits.val if split == "val" else splits.train for task, splits in data.items()}
     trainer = PsalmTrainer(
         model,
@@ -112,7 +113,7 @@ def main() -> None:
             raise SettingError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}{hint}")
         zeroed = str(flags.pop("zero_deformable_tokens", "false")).lower() in TRUE
         metrics = evaluate_checkpoint(checkpoint, cast(Split, split), zeroed, flags)
-    except SettingError as error:
+    except (SettingError, DataError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None
     if PartialState().is_main_process:

@@ -260,8 +260,11 @@ def test_real_images(coco_real, split, images, objects):
         coco.createIndex()
     for record in records:
         annotations = coco.imgToAnns[record.image_id]
-        expected = [coco.annToMask(each) for each in annotations if not each["iscrowd"]]
-        assert np.array_equal(record.masks, [mask for mask in expected if mask.any()])
+        expected = [coco.annToRLE(each) for each in annotations if not each["iscrowd"]]
+        expected = [each for each in expected if coco_mask.area(each)]
+        assert len(record.masks) == len(expected)
+        for mask, each in zip(record.masks, expected, strict=True):
+            assert coco_mask.iou([rle(mask)], [each], [0]) == 1
     assert sum(len(record.masks) for record in records) == objects
 
 
@@ -323,6 +326,7 @@ def test_wrong_psalm_format_is_named_by_file_and_place(root, change, message):
         (lambda c: c.pop("images"), "the file has no key 'images'"),
         (lambda c: c.update(images=[], annotations=[]), "the file has no image"),
         (lambda c: c["images"][2].pop("height"), r"images\[2\] has no key 'height'"),
+        (lambda c: c["images"][2].update(width=0), r"images\[2\] cannot be used: an image must have from 1 to"),
         (lambda c: c["images"][2].update(id=30), r"images\[2\] has the id 30 of an earlier image"),
         (lambda c: c.update(categories=[]), "categories must not be empty"),
         (lambda c: c["categories"][1].update(id=18), "categories must have unique ids and names"),
@@ -339,15 +343,19 @@ def test_wrong_psalm_format_is_named_by_file_and_place(root, change, message):
         (lambda c: c["annotations"][3].update(area="5"), r"annotations\[3\].area must be int or float, but is '5'"),
         (
             lambda c: c["annotations"][3].update(segmentation=[[1, 2, 3, 4]]),
-            r"annotations\[3\].segmentation\[0\] must be a list of at least 3 x, y pairs, but is \[1, 2, 3, 4\]",
+            r"annotations\[3\]\.segmentation cannot be used: a polygon must be a list of at least 3 x, y pairs",
         ),
         (
             lambda c: c["annotations"][2]["segmentation"].update(size=[8, 6]),
-            r"annotations\[2\].segmentation.size must be \[height, width\] = \[6, 8\] of image 30, but is \[8, 6\]",
+            r"annotations\[2\]\.segmentation cannot be used: an RLE of size \[8, 6\] does not fit its image",
+        ),
+        (
+            lambda c: c["annotations"][2]["segmentation"].update(counts="9zz"),
+            r"annotations\[2\]\.segmentation cannot be used: the counts of an RLE must be compressed run lengths",
         ),
         (
             lambda c: c["annotations"][1]["segmentation"]["counts"].append(7),
-            r"annotations\[1\].segmentation.counts must add up to the 48 pixels of image 10, but add up to 55",
+            r"annotations\[1\]\.segmentation cannot be used: the runs of an RLE cover 55 pixels, but its image has 48",
         ),
     ],
 )

@@ -74,9 +74,6 @@ def names_of(data: TaskData) -> list[str]:
     return [data.record(index)[1] for index in range(len(data))]
 
 
-# --- selections
-
-
 def test_a_selection_has_the_samples_that_are_named_in_that_order(folder):
     data = Images(folder, ["a.png", "b.png", "c.png", "d.png"])
     chosen = data.select([3, 1])
@@ -107,9 +104,6 @@ def test_a_selection_checks_its_own_samples(folder):
 
 def test_names_are_those_of_images_only(folder):
     assert Images(folder, ["a.png"]).image_names(0) == ("a.png",)
-
-
-# --- bad images
 
 
 def test_bad_images_are_counted_once_whether_read_or_checked(folder):
@@ -175,9 +169,6 @@ def test_bad_images_met_by_workers_are_replaced_and_counted_here(builtin_root, t
     assert joined.bad_images == whole.bad_images == ("000000100003.jpg",)
 
 
-# --- samples to evaluate on
-
-
 def test_all_samples_are_evaluated_where_nothing_is_skipped(folder):
     assert Images(folder, ["gone.png", "a.png"]).good_indices() == [0, 1]
 
@@ -186,6 +177,21 @@ def test_samples_with_bad_files_are_not_evaluated(folder):
     data = Images(folder, ["gone.png", "a.png", "b.png", "bad.png"], skip_bad_images=True)
     assert data.good_indices() == [1, 2]
     assert data.bad_images == ("gone.png", "bad.png")
+
+
+def test_files_are_read_to_their_ends(folder):
+    """This one begins and ends as a whole file does."""
+    data = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(data[:500] + data[600:])
+    assert file_problem(folder / "a.png") is None
+    assert Images(folder, ["a.png", "b.png"], skip_bad_images=True).good_indices() == [1]
+
+
+def test_good_indices_of_joined_data_are_counted_and_logged_by_their_parts(folder, caplog):
+    part = Images(folder, ["gone.png", "a.png", "bad.png"], skip_bad_images=True)
+    data = JoinedData([part.select([2, 1]), Images(folder, ["b.png"], skip_bad_images=True)])
+    assert data.good_indices() == [1, 2]
+    assert (part.bad_images, len(caplog.records)) == (("bad.png",), 1)
 
 
 def test_good_indices_are_those_of_a_selection(folder):
@@ -220,9 +226,6 @@ def test_nothing_left_to_evaluate_on(folder):
     data = Images(folder, ["bad.png", "gone.png"], skip_bad_images=True)
     with pytest.raises(DataError, match=r"every image of .*json is missing or truncated, e\.g\. image .*bad\.png is"):
         data.good_indices()
-
-
-# --- joined data
 
 
 def joined_data(folder: Path) -> JoinedData:
@@ -281,9 +284,6 @@ def test_different_classes_cannot_be_joined(folder):
     message = rf"must have the same categories, but these differ: {folder}/a\.png\.json, {folder}/b\.png\.json"
     with pytest.raises(DataError, match=message):
         JoinedData(parts)
-
-
-# --- folders of images
 
 
 def test_an_image_is_read_from_the_first_folder_that_has_it(folder, tmp_path):

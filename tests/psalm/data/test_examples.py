@@ -87,14 +87,11 @@ def region_record(image: np.ndarray, masks: list[np.ndarray], prompts: list[dict
 
 
 def cross_record(masks: np.ndarray, answers: list[int]) -> CrossImageRecord:
-    """A prompt image of 6 x 8 pixels with a box per answer, and a target of 12 x 4 or whatever the masks have."""
+    """A prompt image of 6 x 8 pixels with a box per answer, and a target image of the size of the masks [N, H, W]."""
     boxes = [dots(6, 8, (2, 1 + number)) for number in range(len(answers))]
     prompt = region_record(GREY, boxes, [{"box": box} for box in boxes])
     image = np.full((*masks.shape[1:], 3), 200, dtype=np.uint8)
     return CrossImageRecord(prompt, 45, "45.jpg", image, masks, np.array(answers), sample_id=3)
-
-
-# --- every task
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -147,9 +144,6 @@ def test_sentinels_stand_where_the_prompt_has_them(examples_of, records, tokeniz
         text = text[len(special or text[0]) :]
     assert ids == expected
     assert sentinels == asked
-
-
-# --- tasks with classes
 
 
 @pytest.mark.parametrize("task", CLASS_TASKS)
@@ -272,9 +266,6 @@ def test_image_without_targets(examples_of, nothing):
     assert (example.labels.shape, example.labels.dtype) == ((0,), torch.int64)
 
 
-# --- referring
-
-
 def test_one_expression_is_drawn_where_each_is_asked(examples_of, tokenizer):
     record = referring_record(dots(6, 8, (0, 0)))
     examples = examples_of(record)
@@ -318,9 +309,6 @@ def test_expressions_that_mean_nothing(examples_of):
     record = referring_record()
     for example in (examples_of(record).training(record, 5), examples_of(record).evaluation(record, 1)):
         assert (example.masks.shape, example.masks.dtype) == ((0, 16, 16), torch.bool)
-
-
-# --- regions
 
 
 def test_each_region_is_shown_by_one_of_its_own_prompts(examples_of):
@@ -424,9 +412,6 @@ def test_no_target_left(examples_of):
     example = examples_of(record, size=4).training(record, 5)
     assert example.masks.shape == (0, 4, 4)
     assert (example.region_labels.tolist(), example.region_labels.dtype) == ([-1], torch.int64)
-
-
-# --- cross-image
 
 
 def test_regions_share_masks_and_some_have_none(examples_of):

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from psalm.data.errors import BadImageError, DataError
 from psalm.data.interactive import RegionData
-from psalm.data.visual_prompts import PROMPT_TYPES, encode_mask, prompt_key, prompt_mask
+from psalm.data.masks import encode_mask
+from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key, prompt_mask
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
@@ -47,9 +49,9 @@ def make(tmp_path):
     def write(content: Any, **options: Any) -> RegionData:
         (tmp_path / "images").mkdir(exist_ok=True)
         for each in content if isinstance(content, list) else []:
-            if isinstance(each, dict) and "image" in each:
+            if isinstance(each, dict) and isinstance(each.get("image"), str):
                 image = np.full((HEIGHT, WIDTH, 3), 40, dtype=np.uint8)
-                Image.fromarray(image).save(tmp_path / "images" / str(each["image"]))
+                Image.fromarray(image).save(tmp_path / "images" / each["image"])
         (tmp_path / "regions.json").write_text(json.dumps(content))
         return RegionData(tmp_path / "regions.json", "train", (tmp_path / "none", tmp_path / "images"), **options)
 
@@ -93,6 +95,32 @@ def test_without_iscrowd_it_is_no_crowd(make):
     without = annotation(11)
     del without["iscrowd"]
     assert make([sample(5, without)]).record(0).annotation_ids == (11,)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"image": "5.png", "img_id": 5, "file_name": "other.png", "id": 99},
+        {"file_name": "5.png", "id": 5},
+        {"image": "5.png", "id": 5},
+    ],
+)
+def test_samples_like_half_a_pair(make, info):
+    content = [{"image_info": {**info, "height": HEIGHT, "width": WIDTH}, "annotations": [annotation(11)]}]
+    make([sample(5, annotation(11))])  # writes the image
+    record = make(content).record(0)
+    assert (record.image_id, record.file_name, record.annotation_ids) == (5, "5.png", (11,))
+    assert np.count_nonzero(record.masks) == 9
+    assert tuple(record.prompts[0]) == PROMPT_TYPES
+
+
+def test_places_in_samples_like_half_a_pair(make):
+    info = {"image": "5.png", "img_id": 5, "height": HEIGHT, "width": WIDTH}
+    broken = annotation(11, segmentation=[[1, 2]])
+    with pytest.raises(
+        DataError, match=r"regions\.json: \[0\]\.annotations\[0\]\.segmentation cannot be used: a polygon"
+    ):
+        make([{"image_info": info, "annotations": [broken]}])
 
 
 def test_samples_that_remain_are_counted_through(make):
@@ -145,26 +173,6 @@ def test_image_of_another_size(make, tmp_path):
         data.record(0)
 
 
-TOO_LONG = {"size": [HEIGHT, WIDTH], "counts": "oO" * 3}
-"""Run lengths that can be read, but do not fit into the image."""
-
-
-def test_what_cannot_be_decoded_is_named_when_it_is_read(make):
-    data = make([sample(4), sample(5, annotation(10), annotation(11, segmentation=TOO_LONG))])
-    for read in (data.record, data.check):
-        with pytest.raises(
-            DataError,
-            match=r"regions\.json: \[1\]\.anns\[1\]\.segmentation cannot be used: a segmentation cannot be decoded",
-        ):
-            read(0)
-
-
-def test_checking_decodes_prompts(make):
-    data = make([sample(5, annotation(11, scribble_visual_prompt_mask=TOO_LONG))])
-    with pytest.raises(DataError, match=r"\[0\]\.anns\[0\]\.scribble_visual_prompt_mask cannot be used"):
-        data.check(0)
-
-
 def info(content: Any) -> dict[str, Any]:
     return content[1]["image_info"]
 
@@ -177,12 +185,14 @@ def ann(content: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         (lambda c: c.insert(0, 3), r"\[0\] must be an object, but is int"),
-        (lambda c: c[1].pop("image"), r"\[1\] has no key 'image'"),
+        (lambda c: c[1].update(image=5), r"\[1\]\.image must be str, but is 5"),
+        (lambda c: c[1].update(image1_info={}), r"\[1\] has image1_info, as cross-image data have"),
+        (lambda c: c[1].pop("anns"), r"\[1\] has no key 'anns'"),
         (lambda c: c[1].pop("image_info"), r"\[1\] has no key 'image_info'"),
         (lambda c: c[1].update(anns={}), r"\[1\]\.anns must be list, but is {}"),
         (lambda c: info(c).pop("id"), r"\[1\]\.image_info has no key 'id'"),
         (lambda c: info(c).update(width="8"), r"\[1\]\.image_info\.width must be int, but is '8'"),
-        (lambda c: info(c).update(height=0), r"\[1\]\.image_info must have .* at least 1, but has \[0, 8\]"),
+        (lambda c: info(c).update(height=0), r"\[1\]\.image_info cannot be used: an image must .* height 0 and"),
         (lambda c: ann(c).pop("id"), r"\[1\]\.anns\[1\] has no key 'id'"),
         (lambda c: ann(c).pop("segmentation"), r"\[1\]\.anns\[1\] has no key 'segmentation'"),
         (lambda c: ann(c).update(segmentation=7), r"\[1\]\.anns\[1\]\.segmentation must be list or dict, but is 7"),
@@ -195,6 +205,10 @@ def ann(content: Any) -> dict[str, Any]:
         (
             lambda c: ann(c).update(box_visual_prompt_mask={"size": [8, 6], "counts": "1"}),
             r"anns\[1\]\.box_visual_prompt_mask cannot be used: an RLE of size \[8, 6\] does not fit its image",
+        ),
+        (
+            lambda c: ann(c).update(scribble_visual_prompt_mask={"size": [HEIGHT, WIDTH], "counts": "999"}),
+            r"anns\[1\]\.scribble_visual_prompt_mask cannot be used: the runs of an RLE cover 27 pixels, but its image",
         ),
     ],
 )
@@ -243,7 +257,8 @@ def test_real_images(coco_real, split, samples, regions, capsys):
         assert data.questions(index) == PROMPT_TYPES
         assert set(record.annotation_ids) == set(official.getAnnIds(imgIds=record.image_id, iscrowd=False))
         for annotation_id, mask in zip(record.annotation_ids, record.masks, strict=True):
-            assert np.array_equal(mask, official.annToMask(official.anns[annotation_id]).astype(bool))
+            theirs = official.annToRLE(official.anns[annotation_id])
+            assert coco_mask.iou([encode_mask(mask)], [theirs], [0]) == 1
         assert all(tuple(prompts) == PROMPT_TYPES for prompts in record.prompts)
         seen += len(record.prompts)
     assert seen == regions

@@ -10,7 +10,8 @@ import pytest
 from psalm.data.cross_image import CrossImageData
 from psalm.data.make_cross_image import cross_image_records, main
 from psalm.data.make_interactive import interactive_records
-from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key, segmentation_area
+from psalm.data.masks import segmentation_area
+from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key
 
 CAT, DOG, COW, ANT = 17, 18, 21, 3
 

@@ -14,7 +14,8 @@ from psalm.data import make_interactive
 from psalm.data.errors import DataError
 from psalm.data.interactive import RegionData
 from psalm.data.make_interactive import interactive_records, main
-from psalm.data.visual_prompts import PROMPT_TYPES, decode_mask, encode_mask, prompt_key, simulate_prompts
+from psalm.data.masks import encode_mask, segmentation_to_mask
+from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key, simulate_prompts
 
 SIZES = {3: (30, 20), 1: (25, 40), 2: (10, 10)}
 
@@ -77,9 +78,9 @@ def test_prompts_are_those_of_the_objects(instances):
     for seed in (0, 6):
         (record, _) = interactive_records(instances, seed)
         for each in record["anns"]:
-            expected = simulate_prompts(decode_mask(each["segmentation"], 30, 20), each["id"], seed)
+            expected = simulate_prompts(segmentation_to_mask(each["segmentation"], 30, 20), each["id"], seed)
             for kind in PROMPT_TYPES:
-                assert np.array_equal(decode_mask(each[prompt_key(kind)], 30, 20), expected[kind])
+                assert np.array_equal(segmentation_to_mask(each[prompt_key(kind)], 30, 20), expected[kind])
 
 
 def test_prompts_do_not_depend_on_what_else_is_in_the_file(instances):
@@ -200,7 +201,7 @@ def test_a_disk_that_is_full(command, tmp_path, capsys, monkeypatch):
     [
         (lambda c: c.pop("images"), "the file has no key 'images'"),
         (lambda c: c["images"][1].pop("file_name"), "images[1] has no key 'file_name'"),
-        (lambda c: c["images"][1].update(width=0), "images[1] must have a height and a width of at least 1"),
+        (lambda c: c["images"][1].update(width=0), "images[1] cannot be used: an image must have from 1 to"),
         (lambda c: c["images"][1].update(id=3), "images[1] has the id 3 of an earlier image"),
         (lambda c: c["images"][1].update(id=-3), "images[1].id must be at least 0, but is -3"),
         (lambda c: c["annotations"][2].update(id=-1), "annotations[2].id must be at least 0, but is -1"),
@@ -245,6 +246,6 @@ def test_real_images(coco_real: Path, tmp_path, split, images, regions):
     for index in range(len(data)):
         record = data.record(index)
         for mask, prompts in zip(record.masks, record.prompts, strict=True):
-            shown = {kind: decode_mask(rle, *mask.shape) for kind, rle in prompts.items()}
+            shown = {kind: segmentation_to_mask(rle, *mask.shape) for kind, rle in prompts.items()}
             assert tuple(shown) == PROMPT_TYPES
             assert not ((shown["point"] | shown["scribble"]) & ~mask).any()

@@ -1,4 +1,4 @@
-"""COCO's three notations of one mask, against plain loops and pycocotools, and everything that can be wrong with them."""
+"""COCO's three notations of one mask, against plain loops and pycocotools, and what can be wrong with them."""
 
 import json
 import re
@@ -284,7 +284,7 @@ def test_masks_without_a_pixel_are_not_encoded():
         encode_mask(np.zeros((0, 5), dtype=bool))
 
 
-def test_pycocotools_is_called_by_this_file_alone():
+def test_only_masks_calls_pycocotools():
     """Besides the metric, which must not import data and is given masks and checked annotations."""
     package = Path(masks.__file__).parents[1]
     callers = [

@@ -104,9 +104,6 @@ def test_seeds_give_other_orders():
     assert [first.sample(i) for i in range(30)] != [second.sample(i) for i in range(30)]
 
 
-# --- mixtures of tasks
-
-
 def test_all_slots_of_a_step_have_one_task():
     schedule = mixture()
     for step in range(60):
@@ -128,6 +125,16 @@ def test_ratios_are_kept_over_many_steps():
     assert schedule.shares == pytest.approx(SHARES)
     for task, share in SHARES.items():
         assert abs(counts[task] - steps * share) < 4 * math.sqrt(steps * share * (1 - share)), task
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_task_has_its_share_of_every_block(seed: int) -> None:
+    """A short mixture has all its tasks, whatever the seed."""
+    schedule = mixture(steps=4 * TASK_BLOCK, seed=seed)
+    for start in range(0, 4 * TASK_BLOCK, TASK_BLOCK):
+        counts = Counter(schedule.task(step)[0] for step in range(start, start + TASK_BLOCK))
+        for task, share in SHARES.items():
+            assert abs(counts[task] - TASK_BLOCK * share) <= 1, task
 
 
 def test_each_step_draws_its_task_anew():
@@ -219,9 +226,6 @@ def test_skipped_image_is_replaced_by_one_of_its_task():
 def test_bad_ratios(ratios, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         mixture(ratios=ratios)
-
-
-# --- bad images and refusals
 
 
 def test_bad_image_ends_training():

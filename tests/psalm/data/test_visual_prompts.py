@@ -1,22 +1,11 @@
 """Visual prompts from files and simulated ones, against plain loops."""
 
-import json
-
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from psalm.data.errors import DataError
-from psalm.data.visual_prompts import (
-    PROMPT_TYPES,
-    decode_mask,
-    encode_mask,
-    parse_prompt_types,
-    prompt_key,
-    prompt_mask,
-    segmentation_area,
-    simulate_prompts,
-)
+from psalm.data.masks import encode_mask
+from psalm.data.visual_prompts import PROMPT_TYPES, parse_prompt_types, prompt_key, prompt_mask, simulate_prompts
 
 
 def blob(seed: int, height: int, width: int) -> np.ndarray:
@@ -129,50 +118,12 @@ def test_uncompressed_prompts():
         ([[0, 0, 3, 0, 3, 3]], r"point_visual_prompt_mask must be an RLE \(object\), but got \[\["),
         ({"size": [4, 3], "counts": [12]}, r"size \[4, 3\] does not fit .* \[3, 4\]"),
         ({"size": [3, 4], "counts": "9zz"}, "the counts of an RLE must be compressed run lengths, but got '9zz'"),
-        ({"size": [3, 4], "counts": "9 9"}, "the counts of an RLE must be compressed run lengths, but got '9 9'"),
-        ({"size": [3, 4], "counts": "999"}, r"a segmentation cannot be decoded \(Invalid RLE mask representation\)"),
-        ({"size": [3, 4], "counts": [-1, 13]}, "a segmentation cannot be decoded"),
-        ({"size": [3, 4], "counts": ["a"]}, "a segmentation cannot be decoded"),
+        ({"size": [3, 4], "counts": "999"}, "the runs of an RLE cover 27 pixels, but its image has 12"),
     ],
 )
 def test_broken_prompts_are_refused(rle, message):
     with pytest.raises(DataError, match=message):
         prompt_mask("point", rle, 3, 4)
-
-
-def test_encoded_masks_are_cocos_and_fit_into_json():
-    mask = blob(1, 33, 21)
-    rle = json.loads(json.dumps(encode_mask(mask)))
-    assert rle["size"] == [33, 21]
-    assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)
-
-
-@pytest.mark.parametrize(
-    "segmentation",
-    [
-        [],
-        [[1, 1, 9, 2, 8, 11], [5.5, 0, 14, 3, 6, 12, 2, 9]],
-        [[3, 3, 3.1, 3, 3.1, 3.1]],
-        {"size": [15, 17], "counts": [20, 7, 200, 28]},
-        encode_mask(blob(2, 15, 17)),
-    ],
-)
-def test_areas_are_those_of_the_masks(segmentation):
-    assert segmentation_area(segmentation, 15, 17) == np.count_nonzero(decode_mask(segmentation, 15, 17))
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "message"),
-    [
-        ([[1, 2, 3, 4]], "a polygon must be a list of at least 3 x, y pairs"),
-        ([[1, 2, 3, 4, 5, "x"]], "a segmentation cannot be decoded"),
-        ({"size": [1, 1], "counts": "1"}, "does not fit its image"),
-        ({"size": [15, 17]}, "counts is missing"),
-    ],
-)
-def test_areas_of_what_is_no_segmentation(segmentation, message):
-    with pytest.raises(DataError, match=message):
-        segmentation_area(segmentation, 15, 17)
 
 
 @pytest.mark.parametrize("mask", OBJECTS)

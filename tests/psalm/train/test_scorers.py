@@ -278,6 +278,20 @@ def test_instance_results_loaded_by_pycocotools_have_the_same_ap(
         assert expected.get(name, -100.0) == pytest.approx(100 * value, abs=1e-6), name
 
 
+def test_larger_objects_have_figures_of_their_own(
+    evaluation_of: Make, oracle: Model, scored: Score, small_data: Path, tmp_path: Path
+) -> None:
+    content = json.loads((small_data / "annotations" / "instances_val2017.json").read_text())
+    for annotation, area in zip(content["annotations"], (40 * 40, 100 * 100), strict=False):
+        annotation["area"] = area
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    given = {"instance_json_path": str(path), "eval_instance_json_path": str(path), "image_folder": str(small_data)}
+    evaluation = evaluation_of("instance", **given)
+    found = figures(scored(oracle(evaluation), evaluation))
+    assert found == pytest.approx(dict.fromkeys(METRICS["instance"], 100.0))
+
+
 def test_semantic_results_tile_the_image(
     evaluation_of: Make, oracle: Model, answers: Callable[..., Any], tmp_path: Path
 ) -> None:
