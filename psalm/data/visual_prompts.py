@@ -10,7 +10,6 @@ import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from psalm.data.errors import DataError
-from psalm.data.masks import encode_mask as encode_mask
 from psalm.data.masks import segmentation_to_mask
 
 PROMPT_TYPES = ("point", "box", "scribble", "mask")

@@ -13,6 +13,7 @@ from psalm.constants import CROSS_IMAGE, INSTANCE, PANOPTIC, REFERRING, REGION, 
 from psalm.data.builtin import ensure_builtin
 from psalm.data.dataset import File, Question, TaskData
 from psalm.data.examples import ReferExpressions, TaskExamples, create_examples
+from psalm.data.masks import encode_mask
 from psalm.data.prompts import PromptBuilder
 from psalm.data.samples import (
     ClassInfo,
@@ -24,7 +25,7 @@ from psalm.data.samples import (
     Segment,
     SemanticRecord,
 )
-from psalm.data.visual_prompts import PROMPT_TYPES, encode_mask
+from psalm.data.visual_prompts import PROMPT_TYPES
 
 CLASSES = tuple(
     ClassInfo(name, isthing=index < 2, id=10 * index)

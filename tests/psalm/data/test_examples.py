@@ -14,6 +14,7 @@ from PIL import Image
 from psalm.constants import CLASS_TASKS, SENTINELS, TASKS
 from psalm.data.coco_instances import InstanceData
 from psalm.data.examples import create_examples
+from psalm.data.masks import encode_mask
 from psalm.data.prompts import prompt_text
 from psalm.data.samples import (
     CrossImageRecord,
@@ -25,7 +26,7 @@ from psalm.data.samples import (
     SemanticRecord,
 )
 from psalm.data.transforms import resize_and_pad
-from psalm.data.visual_prompts import PROMPT_TYPES, encode_mask
+from psalm.data.visual_prompts import PROMPT_TYPES
 
 GREY = np.full((6, 8, 3), 90, dtype=np.uint8)
 

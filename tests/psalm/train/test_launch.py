@@ -63,6 +63,7 @@ def test_wrong_setting_is_one_line_and_exit_code_2(settings: Settings) -> None:
     assert done.stderr == "mm_hidden_dim must be divisible by mm_n_heads, but got 16 and 3; change one of them\n"
 
 
+@pytest.mark.full
 def test_deepspeed_run_resumed_equals_uninterrupted(settings: Settings, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     common = {"deepspeed": "zero2", "max_steps": 4, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}

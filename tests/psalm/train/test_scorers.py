@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
@@ -19,6 +18,7 @@ from psalm.constants import TASKS
 from psalm.data.coco_panoptic import PanopticData
 from psalm.data.cross_image import CrossImageData
 from psalm.data.dataset import JoinedData
+from psalm.data.masks import segmentation_to_mask
 from psalm.data.questions import Asked, Evaluation
 from psalm.data.refer_coco import ReferringData
 from psalm.evaluation import PanopticQuality
@@ -41,7 +41,7 @@ def figures(scorer: Scorer[Any]) -> dict[str, float]:
 
 
 def decoded(result: dict[str, Any]) -> np.ndarray:
-    return coco_mask.decode(result["segmentation"]).astype(bool)
+    return segmentation_to_mask(result["segmentation"], *result["segmentation"]["size"])
 
 
 @ALL_TASKS
