@@ -86,6 +86,20 @@ class TaskExamples(ABC):
     def evaluation(self, record: Any, question: Question) -> Example:
         """A record and a question as an example; its key depends on nothing but them."""
 
+    def _example(self, image: np.ndarray, sample_id: int, random_key: int, masks: np.ndarray, **asked: Any) -> Example:
+        """An image uint8 [H, W, 3] that is segmented, its masks bool [N, S, S], and what is asked about it."""
+        pixel_values, image_size = resize_and_pad(image, self.size)
+        return Example(
+            task=self.task,
+            sample_id=sample_id,
+            pixel_values=pixel_values,
+            image_size=image_size,
+            original_size=(image.shape[0], image.shape[1]),
+            masks=torch.from_numpy(masks),
+            random_key=random_key,
+            **asked,
+        )
+
 
 class ClassExamples(TaskExamples):
     """Tasks that list classes: every example names all of them, in training in a random order.
@@ -117,20 +131,16 @@ class ClassExamples(TaskExamples):
         classes = self.data.classes
         position = torch.empty_like(order)
         position[order] = torch.arange(len(classes))
-        pixel_values, image_size = resize_and_pad(record.image, self.size)
         masks, categories = self.targets(record, self.size)
-        return Example(
-            task=self.task,
-            sample_id=record.image_id,
-            pixel_values=pixel_values,
-            image_size=image_size,
-            original_size=record.image.shape[:2],
+        return self._example(
+            record.image,
+            record.image_id,
+            random_key,
+            masks,
             input_ids=self.prompts.input_ids(self.task, classes=len(classes) + 1),
             prompt_ids=self.prompts.class_ids([classes[index].name for index in order.tolist()]),
             class_order=order,
-            masks=torch.from_numpy(masks),
             labels=position[torch.tensor(categories, dtype=torch.int64)],
-            random_key=random_key,
         )
 
 
@@ -185,18 +195,14 @@ class ReferringExamples(TaskExamples):
 
     def _build(self, record: ReferringRecord, question: int | None, random_key: int) -> Example:
         asked = record.expressions if question is None else (record.expressions[question],)
-        pixel_values, image_size = resize_and_pad(record.image, self.size)
         masks = resize_and_pad_map(record.masks, self.size)
-        return Example(
-            task=self.task,
-            sample_id=record.sample_id,
-            pixel_values=pixel_values,
-            image_size=image_size,
-            original_size=record.image.shape[:2],
+        return self._example(
+            record.image,
+            record.sample_id,
+            random_key,
+            masks[masks.any(axis=(1, 2))],
             input_ids=self.prompts.input_ids(self.task),
             prompt_ids=[self.prompts.expression_ids(asked)],
-            masks=torch.from_numpy(masks[masks.any(axis=(1, 2))]),
-            random_key=random_key,
         )
 
 
@@ -228,21 +234,17 @@ class RegionExamples(TaskExamples):
         return self._build(record, [question] * len(record.prompts), key)
 
     def _build(self, record: RegionRecord, kinds: Sequence[str], random_key: int) -> Example:
-        pixel_values, image_size = resize_and_pad(record.image, self.size)
         regions = region_prompts(record, kinds, self.size)
         masks = resize_and_pad_map(record.masks, self.size)
         masks, answers = _without_empty(masks, np.arange(len(masks)))
-        return Example(
-            task=self.task,
-            sample_id=record.image_id,
-            pixel_values=pixel_values,
-            image_size=image_size,
-            original_size=record.image.shape[:2],
+        return self._example(
+            record.image,
+            record.image_id,
+            random_key,
+            masks,
             input_ids=self.prompts.input_ids(self.task, regions=len(regions)),
-            masks=torch.from_numpy(masks),
             region_masks=torch.from_numpy(regions),
             region_labels=torch.from_numpy(answers),
-            random_key=random_key,
         )
 
 
@@ -259,21 +261,17 @@ class CrossImageExamples(TaskExamples):
 
     def _build(self, record: CrossImageRecord, random_key: int) -> Example:
         prompt_pixels, _ = resize_and_pad(record.prompt.image, self.size)
-        pixel_values, image_size = resize_and_pad(record.image, self.size)
         regions = region_prompts(record.prompt, draw_prompt_types(record.prompt, random_key), self.size)
         masks, answers = _without_empty(resize_and_pad_map(record.masks, self.size), record.answers)
-        return Example(
-            task=self.task,
-            sample_id=record.sample_id,
-            pixel_values=pixel_values,
-            image_size=image_size,
-            original_size=record.image.shape[:2],
+        return self._example(
+            record.image,
+            record.sample_id,
+            random_key,
+            masks,
             input_ids=self.prompts.input_ids(self.task, regions=len(regions)),
-            masks=torch.from_numpy(masks),
             region_masks=torch.from_numpy(regions),
             region_labels=torch.from_numpy(answers),
             prompt_pixel_values=prompt_pixels,
-            random_key=random_key,
         )
 
 

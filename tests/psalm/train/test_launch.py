@@ -113,6 +113,26 @@ def test_two_processes(settings: Settings, tmp_path: Path, deepspeed: str) -> No
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
+def test_two_processes_train_a_mixture(settings: Settings, tmp_path: Path, deepspeed: str) -> None:
+    """Steps of different tasks train different parts of the model; every process must be at the same one."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29549")
+    run(*launcher, TRAIN, *flags(settings(
+        deepspeed=deepspeed, seg_task=",".join(TASKS), per_device_train_batch_size=1, max_steps=8, eval_strategy="no",
+    )))  # fmt: skip
+    train(parse_settings(settings(output_dir=str(tmp_path / "single"), seg_task=",".join(TASKS), max_steps=8)))
+    history, history_single = logged(tmp_path / "run"), logged(tmp_path / "single")
+    assert {name: list(steps) for name, steps in history.items()} == {
+        name: list(steps) for name, steps in history_single.items()
+    }
+    for task in TASKS:
+        assert history[f"{task}/steps"] == history_single[f"{task}/steps"]
+    assert all(history[f"{task}/steps"][8] > 0 for task in TASKS)
+    # Not equal: each process normalises the projector's features by the statistics of its own images.
+    assert history["loss"][1] == pytest.approx(history_single["loss"][1], rel=0.2)
+
+
+@pytest.mark.full
 def test_two_processes_score_a_mixture_as_one_does(settings: Settings, tmp_path: Path) -> None:
     """To the last digit, and with the same results files."""
     train(parse_settings(settings(seg_task=",".join(TASKS), max_steps=12, save_final_model=True)))
