@@ -191,7 +191,7 @@ def test_variables_of_scripts_exist(page: Path) -> None:
         for script in (word for word in words if word.startswith("experiments/scripts/")):
             source = (REPO / script).read_text() + (REPO / "experiments" / "scripts" / "common.sh").read_text()
             for name in (word.partition("=")[0] for word in words[: words.index("bash")]):
-                assert f"${{{name}:-" in source, f"{script} has no variable {name}"
+                assert re.search(rf"^[^#\n]*\b{name}\b", source, re.MULTILINE), f"{script} has no variable {name}"
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)

@@ -25,7 +25,7 @@ from psalm.train.command_line import read_flags
 from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
 from psalm.train.quiet import quiet_libraries
-from psalm.train.task_data import load_task
+from psalm.train.task_data import load_training, load_validation
 from psalm.train.tasks import tasks_of
 from psalm.train.train import task_examples
 from psalm.train.trainer import SETTINGS_FILE, PsalmTrainer
@@ -58,18 +58,17 @@ def evaluate_checkpoint(
         changes.setdefault("cross_image_seg_task", False)
         changes.setdefault("data_ratio", None)
     settings = check_settings(read_settings(checkpoint) | of_run | changes)
-    data = {task: load_task(settings, task) for task in tasks_of(settings)}
+    read = load_validation if split == "val" else load_training
+    data = {task: read(settings, task) for task in tasks_of(settings)}
     model, tokenizer = load_model(checkpoint)
     model.float()  # DeepSpeed saves what it computed with; precision is now the trainer's business, as in training
     model.zero_deformable_tokens = zero_deformable_tokens
     prompts = PromptBuilder(tokenizer)
-    parts = {task: splits.val if split == "val" else splits.train for task, splits in data.items()}
     trainer = PsalmTrainer(
         model,
         parse_settings(settings).training,
         schedule=None,
-        evaluations={task: Evaluation(task_examples(settings, part, prompts)) for task, part in parts.items()},
-        data=data,
+        evaluations={task: Evaluation(task_examples(settings, part, prompts)) for task, part in data.items()},
         collator=Collator(tokenizer.pad_token_id),
         tokenizer=tokenizer,
         settings=settings,

@@ -5,9 +5,10 @@ the path flags; else the sibling of the training file with ``val`` for ``train``
 is held out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from psalm.data.coco_instances import InstanceData
 from psalm.data.coco_panoptic import PanopticData
 from psalm.data.coco_semantic import SemanticData
 from psalm.data.cross_image import CrossImageData
-from psalm.data.dataset import JoinedData, Split, TaskData
+from psalm.data.dataset import SPLITS, JoinedData, Split, TaskData
 from psalm.data.errors import DataError
 from psalm.data.held_out import SHARE, hold_out
 from psalm.data.interactive import RegionData
@@ -64,28 +65,74 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 """Tasks that read a file each; panoptic and semantic read a folder."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How the data of a source are read."""
+
+    flag: str
+    """The setting that names the training file."""
+    train: Callable[[], TaskData]
+    val: Callable[[], TaskData] | None
+    """None where a part of the training data is held out."""
+    chosen: str
+
+
 def load_task(settings: Mapping[str, Any], task: str) -> TaskSplits:
     """The training and validation data of a task.
 
     Raises:
         DataError: something is missing or not of the format expected; the setting is named.
     """
+    plans = _plan(settings, task)
+    parts = [_split(plan) for plan in plans]
+    return TaskSplits(
+        _joined([train for train, _ in parts]),
+        _joined([val for _, val in parts]),
+        "; ".join(plan.chosen for plan in plans),
+    )
+
+
+def load_validation(settings: Mapping[str, Any], task: str) -> TaskData:
+    """The validation data of a task alone; training data are read only where a part of them is held out.
+
+    Raises:
+        DataError: see ``load_task``.
+    """
+    return _joined([_split(plan)[1] if plan.val is None else plan.val() for plan in _plan(settings, task)])
+
+
+def load_training(settings: Mapping[str, Any], task: str) -> TaskData:
+    """The training data of a task alone, without what is held out of them.
+
+    Raises:
+        DataError: see ``load_task``.
+    """
+    return _joined([_split(plan)[0] if plan.val is None else plan.train() for plan in _plan(settings, task)])
+
+
+def _split(plan: _Plan) -> tuple[TaskData, TaskData]:
+    train = plan.train()
+    if plan.val is not None:
+        return train, plan.val()
+    with _naming(plan.flag):
+        return hold_out(train)
+
+
+def _joined(parts: Sequence[TaskData]) -> TaskData:
+    return parts[0] if len(parts) == 1 else JoinedData(parts)
+
+
+def _plan(settings: Mapping[str, Any], task: str) -> list[_Plan]:
+    """How each source of a task is read."""
     if task in (PANOPTIC, SEMANTIC):
-        return _load_folder(settings, PanopticData if task == PANOPTIC else SemanticData)
+        return [_plan_folder(settings, PanopticData if task == PANOPTIC else SemanticData)]
     named = [source for source in SOURCES[task] if settings[source.flag] is not None]
     found = named or [source for source in SOURCES[task] if _beside(settings, source, "train") is not None]
     if not found:
         flags = " or ".join(source.flag for source in SOURCES[task])
         missing = SOURCES[task][-1].beside.format(split="train")
         raise DataError(f"{flags} must be given for the task {task}: {_root(settings, 'train')} has no {missing}")
-    splits = [_load_file(settings, task, source) for source in found]
-    if len(splits) == 1:
-        return splits[0]
-    return TaskSplits(
-        JoinedData([part.train for part in splits]),
-        JoinedData([part.val for part in splits]),
-        "; ".join(part.chosen for part in splits),
-    )
+    return [_plan_file(settings, task, source) for source in found]
 
 
 def _root(settings: Mapping[str, Any], split: Split) -> Path:
@@ -93,43 +140,53 @@ def _root(settings: Mapping[str, Any], split: Split) -> Path:
     return resolve_root(given or settings["panoptic_json_path"])
 
 
-def _load_folder(settings: Mapping[str, Any], kind: Callable[..., TaskData]) -> TaskSplits:
-    skip = settings["skip_bad_images"]
+def _plan_folder(settings: Mapping[str, Any], kind: Callable[..., TaskData]) -> _Plan:
+    def read(split: Split, flag: str) -> TaskData:
+        images = settings["image_folder"]
+        if split == "val":
+            images = settings["eval_image_folder"] or _sibling(images)
+        with _naming(flag):
+            return kind(_root(settings, split), split, images, settings["skip_bad_images"])
+
     flag = "panoptic_json_path"
-    root = _root(settings, "val")
-    val_json = root / "annotations" / "panoptic_val2017.json"
-    given = settings[f"eval_{flag}"] is not None
-    with _naming(flag):
-        train = kind(_root(settings, "train"), "train", settings["image_folder"], skip)
-        if not given and not val_json.is_file():
-            return _held_out(train)
-    images = settings["eval_image_folder"] or _sibling(settings["image_folder"])
-    with _naming(f"eval_{flag}" if given else flag):
-        return TaskSplits(train, kind(root, "val", images, skip), str(val_json))
+    twin = settings[f"eval_{flag}"] is not None
+    files = {split: _root(settings, split) / "annotations" / f"panoptic_{split}2017.json" for split in SPLITS}
+    if not twin and not files["val"].is_file():
+        return _Plan(flag, partial(read, "train", flag), None, _held_out(files["train"]))
+    val = partial(read, "val", f"eval_{flag}" if twin else flag)
+    return _Plan(flag, partial(read, "train", flag), val, str(files["val"]))
 
 
-def _load_file(settings: Mapping[str, Any], task: str, source: Source) -> TaskSplits:
+def _plan_file(settings: Mapping[str, Any], task: str, source: Source) -> _Plan:
     given = settings[source.flag]
     train_file = Path(given) if given is not None else _beside(settings, source, "train")
     assert train_file is not None, "the caller has found it"
     split = settings["eval_refer_split"] if task == REFERRING else "val"
     twin = settings[f"eval_{source.flag}"]
-    with _naming(source.flag):
-        train = _read(settings, task, source, train_file, "train")
-        if twin is not None:
-            val_file: Path | None = Path(twin)
-        elif given is None:
-            val_file = _beside(settings, source, "val")
-        else:
+    if twin is not None:
+        val_file: Path | None = Path(twin)
+    elif given is None:
+        val_file = _beside(settings, source, "val")
+    else:
+        with _naming(source.flag):
             val_file = _val_file(train_file, split)
-        if val_file is None:
-            return _held_out(train)
-    with _naming(source.flag if twin is None else f"eval_{source.flag}"):
-        val = _read(settings, task, source, val_file, split)
-    return TaskSplits(train, val, str(val_file) + (f", split {split}" if val_file == train_file else ""))
+    train = partial(_read, settings, task, source, train_file, "train")
+    if val_file is None:
+        return _Plan(source.flag, train, None, _held_out(train_file))
+    flag = source.flag if twin is None else f"eval_{source.flag}"
+    chosen = str(val_file) + (f", split {split}" if val_file == train_file else "")
+    return _Plan(source.flag, train, partial(_read, settings, task, source, val_file, split, flag), chosen)
 
 
-def _read(settings: Mapping[str, Any], task: str, source: Source, file: Path, split: str) -> TaskData:
+def _read(
+    settings: Mapping[str, Any], task: str, source: Source, file: Path, split: str, flag: str | None = None
+) -> TaskData:
+    """A source's split; ``flag`` is the setting that an error names, by default the source's."""
+    with _naming(flag or source.flag):
+        return _read_file(settings, task, source, file, split)
+
+
+def _read_file(settings: Mapping[str, Any], task: str, source: Source, file: Path, split: str) -> TaskData:
     if not file.exists():
         raise DataError(f"{file} does not exist")
     folders = _image_folders(settings, source, split)
@@ -200,8 +257,5 @@ def _naming(flag: str) -> Iterator[None]:
         raise DataError(f"{flag}: {error}") from error
 
 
-def _held_out(data: TaskData) -> TaskSplits:
-    train, val = hold_out(data)
-    return TaskSplits(
-        train, val, f"{SHARE:.0%} of the images of {data.annotation_files[0]} held out: {len(val)} samples"
-    )
+def _held_out(file: Path) -> str:
+    return f"{SHARE:.0%} of the images of {file} held out"

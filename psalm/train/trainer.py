@@ -49,8 +49,8 @@ class PsalmTrainer(transformers.Trainer):
         model, args, callbacks: as in transformers.
         schedule: the samples in the order of training.
         evaluations: task -> the questions to score on.
-        data: task -> what schedule and evaluations were made from.
         collator: examples -> batch.
+        data: of a training: task -> what schedule and evaluations were made from.
         tokenizer, settings: saved with every checkpoint; settings name the tasks and so the metrics.
     """
 
@@ -61,10 +61,10 @@ class PsalmTrainer(transformers.Trainer):
         *,
         schedule: TrainingSchedule | None,
         evaluations: Mapping[str, Evaluation],
-        data: Mapping[str, TaskSplits],
         collator: Callable[[Sequence[Any]], dict[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
         settings: Mapping[str, Any],
+        data: Mapping[str, TaskSplits] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -85,7 +85,7 @@ class PsalmTrainer(transformers.Trainer):
         self.epoch_samples = sum(len(source) for source in schedule.datasets.values()) if schedule is not None else 0
         self.last_evaluation: tuple[int, dict[str, float]] = (-1, {})
         self.evaluations = dict(evaluations)
-        self.data = dict(data)
+        self.data = dict(data or {})
         self.shown: dict[str, list[tuple[Asked, Any]]] = {}
         """Task -> its first questions and their answers at the last evaluation."""
         self.model: PsalmForSegmentation

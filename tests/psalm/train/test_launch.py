@@ -117,10 +117,10 @@ def test_two_processes(settings: Settings, tmp_path: Path, deepspeed: str) -> No
 def test_two_processes_train_a_mixture(settings: Settings, tmp_path: Path, deepspeed: str) -> None:
     """Steps of different tasks train different parts of the model; every process must be at the same one."""
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29549")
-    run(*launcher, TRAIN, *flags(settings(
-        deepspeed=deepspeed, seg_task=",".join(TASKS), per_device_train_batch_size=1, max_steps=8, eval_strategy="no",
-    )))  # fmt: skip
-    train(parse_settings(settings(output_dir=str(tmp_path / "single"), seg_task=",".join(TASKS), max_steps=8)))
+    common = {"seg_task": ",".join(TASKS), "seed": 0, "max_steps": 8}  # a seed that draws every task
+    parallel = {"deepspeed": deepspeed, "per_device_train_batch_size": 1, "eval_strategy": "no"}
+    run(*launcher, TRAIN, *flags(settings(**common, **parallel)))
+    train(parse_settings(settings(**common, output_dir=str(tmp_path / "single"))))
     history, history_single = logged(tmp_path / "run"), logged(tmp_path / "single")
     assert {name: list(steps) for name, steps in history.items()} == {
         name: list(steps) for name, steps in history_single.items()

@@ -52,14 +52,16 @@ def launched(script: Path, *argv: str, path: str, **variables: str) -> tuple[lis
     done = run(script, *argv, path=path, **variables)
     assert done.returncode == 0, done.stderr
     folder, *words = done.stdout.splitlines()
-    assert folder == str(REPO), "paths in presets are relative to it"
-    place = words.index("psalm/train/train.py")
+    assert folder == os.getcwd(), "relative paths are the caller's"
+    place = words.index(str(REPO / "psalm" / "train" / "train.py"))
     return words[:place], check_settings(read_flags(words[place + 1 :], argument_fields()))
 
 
 def variables_of(script: Path) -> list[str]:
     """The variables that stand for a flag."""
-    return re.findall(r'^([A-Z_]+)="\$\{\1:-', script.read_text(), re.MULTILINE)
+    own = re.findall(r'^([A-Z_]+)="\$\{\1:-', script.read_text(), re.MULTILINE)
+    (paths,) = re.findall(r"^PATHS=\((.*?)^\)", (FOLDER / "common.sh").read_text(), re.MULTILINE | re.DOTALL)
+    return [*own, *paths.split(), "MODEL_NAME_OR_PATH", "VISION_TOWER"]
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda script: script.name)
@@ -75,7 +77,7 @@ def test_syntax(script: Path) -> None:
         (
             SINGLE,
             {"SEG_TASK": "instance,region"},
-            "MODEL_NAME_OR_PATH VISION_TOWER PANOPTIC_JSON_PATH REGION_JSON_PATH REGION_IMAGE_FOLDER",
+            "MODEL_NAME_OR_PATH VISION_TOWER INSTANCE_JSON_PATH REGION_JSON_PATH REGION_IMAGE_FOLDER",
         ),
         (SINGLE, {"SEG_TASK": "referring"}, "MODEL_NAME_OR_PATH VISION_TOWER REF_COCO_PATH"),
         (SINGLE, {"SEG_TASK": "referring", "REF_COCO_G_PATH": "/g"}, "MODEL_NAME_OR_PATH VISION_TOWER"),

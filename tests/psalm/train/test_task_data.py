@@ -12,8 +12,8 @@ import pytest
 from psalm.data.dataset import JoinedData, TaskData
 from psalm.data.errors import DataError
 from psalm.train import task_data
-from psalm.train.arguments import argument_fields
-from psalm.train.task_data import TaskSplits, load_task
+from psalm.train.arguments import with_defaults
+from psalm.train.task_data import TaskSplits, load_task, load_validation
 
 FILES = {
     "instance": "annotations/instances_{}2017.json",
@@ -34,7 +34,7 @@ Copy = Callable[..., Path]
 
 
 def load(task: str, **changes: Any) -> TaskSplits:
-    return load_task({name: field.default for name, field in argument_fields().items()} | changes, task)
+    return load_task(with_defaults(changes), task)
 
 
 def refusal(task: str, **changes: Any) -> str:
@@ -123,7 +123,7 @@ def test_folder_of_one_split_gives_a_tenth_of_its_images(small_data: Path, tmp_p
     (root / "train2017").symlink_to(small_data / "train2017")
     splits = load(task, panoptic_json_path=str(root))
     file = root / "annotations" / "panoptic_train2017.json"
-    assert splits.chosen == f"10% of the images of {file} held out: 1 samples"
+    assert splits.chosen == f"10% of the images of {file} held out"
     assert (len(splits.train), len(splits.val)) == (11, 1)
     assert images_of(splits.train).isdisjoint(images_of(splits.val))
 
@@ -159,7 +159,7 @@ def test_file_without_a_sibling_gives_a_tenth_of_its_images(small_data: Path, co
     assert files_of(splits) == [file, file]
     assert len({splits.val.image_names(index)[0] for index in range(len(splits.val))}) == 1
     assert images_of(splits.train).isdisjoint(images_of(splits.val))
-    assert splits.chosen == f"10% of the images of {file} held out: {len(splits.val)} samples"
+    assert splits.chosen == f"10% of the images of {file} held out"
 
 
 @TASKS_OF_FILES
@@ -169,6 +169,16 @@ def test_eval_twin_replaces_the_file_below_the_panoptic_folder(small_data: Path,
     splits = load(task, panoptic_json_path=str(small_data), **{f"eval_{flag}": str(twin)})
     assert files_of(splits) == [small_data / FILES[task].format("train"), twin]
     read_all(splits)
+
+
+@TASKS_OF_FILES
+def test_validation_data_alone_need_no_training_file(small_data: Path, copy: Copy, task: str, tmp_path: Path) -> None:
+    """A run is scored where its training data are not."""
+    flag, folder = FLAGS[task]
+    twin = copy(task, "val", "twin.json")
+    changes = {flag: str(tmp_path / "nowhere.json"), f"eval_{flag}": str(twin), folder: str(small_data)}
+    data = load_validation(with_defaults(changes), task)
+    assert [data.annotation_files[0], len(data) > 0] == [twin, True]
 
 
 @pytest.mark.parametrize("file", ["refs(unc).p", "grefs(unc).json"])
