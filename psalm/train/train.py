@@ -98,6 +98,7 @@ def build_trainer(args: Arguments) -> PsalmTrainer:
         name: getattr(model.config, name) for name, value in config_overrides(settings).items() if value is None
     }
     settings["image_size"] = settings["image_size"] or model.config.image_size
+    settings["seg_task"] = ",".join(tasks_of(settings))
 
     prompts = PromptBuilder(tokenizer)
     data = {task: load_task(settings, task) for task in tasks_of(settings)}
@@ -144,6 +145,17 @@ def data_lines(trainer: PsalmTrainer) -> str:
     )
 
 
+def schedule_tags(trainer: PsalmTrainer) -> dict[str, float]:
+    """How much of each task a run has: samples, those of validation, share of the steps, steps."""
+    schedule = trainer.train_dataset
+    steps = schedule.steps_per_task()
+    tags: dict[str, float] = {}
+    for task, splits in trainer.data.items():
+        tags |= {f"samples.{task}": len(splits.train), f"validation_samples.{task}": len(splits.val)}
+        tags |= {f"share.{task}": schedule.shares[task], f"steps.{task}": steps[task]}
+    return tags
+
+
 def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
     """Trains, evaluates the last step if that has not been done, saves the final model."""
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
@@ -158,7 +170,9 @@ def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -
 def record_start(records: RunRecords, trainer: PsalmTrainer, resume_from_checkpoint: str | None) -> None:
     """What was asked, what it is made of, and that it begins."""
     records.settings(trainer.settings)
-    records.tags(run_tags(trainer.settings, trainer.data, trainer.model, trainer.args.world_size))
+    records.tags(
+        run_tags(trainer.settings, trainer.data, trainer.model, trainer.args.world_size) | schedule_tags(trainer)
+    )
     config = records.folder / ARTIFACTS / "config.yaml"
     config.parent.mkdir(exist_ok=True)
     config.write_text(yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True))

@@ -210,6 +210,9 @@ def test_data_of_a_mixture_are_told_and_tagged_by_task(mixture: Mixture, small_d
         assert f"  {task}: " in mixture.printed
         assert f" samples, {steps} of 16 steps ({share}); validation: " in mixture.printed
         assert tags[f"validation.{task}"].startswith(str(small_data))
+        assert tags[f"samples.{task}"] >= 12
+        assert tags[f"share.{task}"] == pytest.approx(2 / 7 if task == REGION else 1 / 7)
+        assert tags[f"steps.{task}"] == steps
         assert tags[f"data_fingerprint_{task}_train"] != tags[f"data_fingerprint_{task}_val"]
 
 
