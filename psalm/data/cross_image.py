@@ -9,17 +9,16 @@ Letters: H W height and width of the target image, N masks of the target image, 
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from psalm.constants import CROSS_IMAGE
-from psalm.data.coco_format import DataFile, read_json
-from psalm.data.dataset import File, Split, TaskData, find_image
+from psalm.data.coco_format import DataFile
+from psalm.data.dataset import File, find_image
 from psalm.data.interactive import (
+    PromptedData,
     image_entry,
-    nothing_to_ask,
     read_sized_image,
     records_of,
     region_entries,
@@ -27,50 +26,18 @@ from psalm.data.interactive import (
     visible_objects,
 )
 from psalm.data.masks import segmentation_to_mask
-from psalm.data.packed import PackedRecords
 from psalm.data.samples import CrossImageRecord
-from psalm.data.visual_prompts import PROMPT_TYPES
-
-FORMAT = "cross-image JSON"
 
 
-class CrossImageData(TaskData):
-    """The pairs of images of one split.
+class CrossImageData(PromptedData):
+    """The pairs of images of one split; the constructor is ``PromptedData``'s.
 
     Crowd regions, objects without a pixel and prompted objects without a prompt are left out, and so are pairs with
     nothing prompted. A pair whose target has none of the prompted categories stays: nothing is there to be found.
-
-    Args:
-        path: the file.
-        split: "train" or "val".
-        image_folders: folders with the images; an image is read from the first that has it.
-        skip_bad_images: see ``TaskData``.
-        prompt_types: the types of prompt to use.
-
-    Raises:
-        ValueError: an unknown type of prompt.
-        DataError: the file is missing, not of the format, or has no region with such a prompt.
     """
 
     task = CROSS_IMAGE
-
-    def __init__(
-        self,
-        path: str | Path,
-        split: Split,
-        image_folders: Sequence[Path],
-        skip_bad_images: bool = False,
-        prompt_types: Sequence[str] = PROMPT_TYPES,
-    ) -> None:
-        self.path = Path(path)
-        self.split = split
-        self.image_folders = tuple(image_folders)
-        self.prompt_types = tuple(prompt_types)
-        self._pairs = PackedRecords(_pairs(read_json(self.path, FORMAT), self.prompt_types))
-        if not len(self._pairs):
-            raise nothing_to_ask(self.path, self.prompt_types)
-        self._has_absent = any(-1 in self._pairs[row]["answers"] for row in range(len(self._pairs)))
-        super().__init__(len(self._pairs), skip_bad_images)
+    format_name = "cross-image JSON"
 
     @property
     def has_absent(self) -> bool:
@@ -78,16 +45,11 @@ class CrossImageData(TaskData):
 
         A selection of pairs answers as the whole split, so that all are predicted in the same way.
         """
-        return self._has_absent
-
-    @property
-    def annotation_files(self) -> tuple[Path, ...]:
-        """See ``TaskData``."""
-        return (self.path,)
+        return any(-1 in self._samples[row]["answers"] for row in range(len(self._samples)))
 
     def read_row(self, row: int) -> CrossImageRecord:
         """See ``TaskData``."""
-        pair = self._pairs[row]
+        pair = self._samples[row]
         target_file, prompt_file = self.files_of_row(row)
         target = pair["target"]
         return CrossImageRecord(
@@ -100,41 +62,38 @@ class CrossImageData(TaskData):
             sample_id=pair["id"],
         )
 
-    def check_row(self, row: int) -> None:
-        """See ``TaskData``; the file was read only if this can be done."""
-
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
-        pair = self._pairs[row]
+        pair = self._samples[row]
         return (
             File("target image", find_image(self.image_folders, pair["target"]["name"])),
             File("prompt image", find_image(self.image_folders, pair["prompt"]["image"]["name"])),
         )
 
-
-def _pairs(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every pair that has regions, as little of it as is needed later."""
-    for row, pair in enumerate(records_of(file)):
-        image = image_entry(file, file.field(pair, "image_info", dict, row), row, "image_info")
-        target = image_entry(file, file.field(pair, "image1_info", dict, row), row, "image1_info")
-        regions = region_entries(file, pair, row, "annotations", image["size"], prompt_types)
-        objects: dict[int, list[Any]] = {}
-        for column, annotation in visible_objects(file, pair, row, "annotations1", target["size"]).items():
-            category = file.field(annotation, "category_id", int, row, "annotations1", column)
-            objects.setdefault(category, []).append(annotation["segmentation"])
-        categories = [
-            file.field(pair["annotations"][column], "category_id", int, row, "annotations", column)
-            for column in regions
-        ]
-        present = [category for category in dict.fromkeys(categories) if category in objects]
-        if regions:
-            yield {
-                "id": file.field(pair, "new_img_id", int, row) if "new_img_id" in pair else row,
-                "prompt": {"image": image, "regions": [*regions.values()]},
-                "target": target,
-                "objects": [objects[category] for category in present],
-                "answers": [present.index(category) if category in objects else -1 for category in categories],
-            }
+    @staticmethod
+    def samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """See ``PromptedData``."""
+        for row, pair in enumerate(records_of(file)):
+            image = image_entry(file, file.field(pair, "image_info", dict, row), row, "image_info")
+            target = image_entry(file, file.field(pair, "image1_info", dict, row), row, "image1_info")
+            regions = region_entries(file, pair, row, "annotations", image["size"], prompt_types)
+            objects: dict[int, list[Any]] = {}
+            for column, annotation in visible_objects(file, pair, row, "annotations1", target["size"]).items():
+                category = file.field(annotation, "category_id", int, row, "annotations1", column)
+                objects.setdefault(category, []).append(annotation["segmentation"])
+            categories = [
+                file.field(pair["annotations"][column], "category_id", int, row, "annotations", column)
+                for column in regions
+            ]
+            present = [category for category in dict.fromkeys(categories) if category in objects]
+            if regions:
+                yield {
+                    "id": file.field(pair, "new_img_id", int, row) if "new_img_id" in pair else row,
+                    "prompt": {"image": image, "regions": [*regions.values()]},
+                    "target": target,
+                    "objects": [objects[category] for category in present],
+                    "answers": [present.index(category) if category in objects else -1 for category in categories],
+                }
 
 
 def _target_masks(pair: dict[str, Any]) -> np.ndarray:

@@ -8,15 +8,16 @@ makes such a file from COCO instances. Samples like half a pair of cross-image d
 Letters: H W height and width, K regions of an image.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from psalm.constants import REGION
 from psalm.data.coco_format import DataFile, read_image_info, read_json
-from psalm.data.dataset import File, Question, Split, TaskData, find_image
+from psalm.data.dataset import File, Question, TaskData, find_image
 from psalm.data.errors import DataError
 from psalm.data.images import read_image
 from psalm.data.masks import segmentation_areas, segmentation_to_mask
@@ -24,21 +25,15 @@ from psalm.data.packed import PackedRecords
 from psalm.data.samples import RegionRecord
 from psalm.data.visual_prompts import PROMPT_TYPES, prompt_key
 
-FORMAT = "COCO-Interactive JSON"
-
 Place = tuple[int, str, int, str]
 """Where a segmentation stands in a file: row, key of a list, column, key."""
 
 
-class RegionData(TaskData):
-    """The images of one split, each with the regions that can be asked for.
-
-    Crowd regions, objects without a pixel and objects without a prompt are left out, and so are samples of which
-    nothing remains.
+class PromptedData(TaskData):
+    """Samples with visual prompts, from one JSON file: what the data of regions and of pairs have in common.
 
     Args:
         path: the file.
-        split: "train" or "val".
         image_folders: folders with the images; an image is read from the first that has it.
         skip_bad_images: see ``TaskData``.
         prompt_types: the types of prompt to use.
@@ -48,23 +43,22 @@ class RegionData(TaskData):
         DataError: the file is missing, not of the format, or has no region with such a prompt.
     """
 
-    task = REGION
+    format_name: ClassVar[str]
 
     def __init__(
         self,
         path: str | Path,
-        split: Split,
         image_folders: Sequence[Path],
         skip_bad_images: bool = False,
         prompt_types: Sequence[str] = PROMPT_TYPES,
     ) -> None:
         self.path = Path(path)
-        self.split = split
         self.image_folders = tuple(image_folders)
         self.prompt_types = tuple(prompt_types)
-        self._samples = PackedRecords(_samples(read_json(self.path, FORMAT), self.prompt_types))
+        self._samples = PackedRecords(self.samples(read_json(self.path, self.format_name), self.prompt_types))
         if not len(self._samples):
-            raise nothing_to_ask(self.path, self.prompt_types)
+            keys = " or ".join(map(prompt_key, self.prompt_types))
+            raise DataError(f"{self.path} has no object with a visual prompt: one with a non-empty {keys} is expected")
         super().__init__(len(self._samples), skip_bad_images)
 
     @property
@@ -72,13 +66,33 @@ class RegionData(TaskData):
         """See ``TaskData``."""
         return (self.path,)
 
+    @staticmethod
+    @abstractmethod
+    def samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every sample that has regions, as little of it as is needed later; every segmentation has been checked.
+
+        Raises:
+            DataError: names file, place and problem.
+        """
+
+    def check_row(self, row: int) -> None:
+        """See ``TaskData``; the file was read only if this can be done."""
+
+
+class RegionData(PromptedData):
+    """The images of one split, each with the regions that can be asked for.
+
+    Crowd regions, objects without a pixel and objects without a prompt are left out, and so are samples of which
+    nothing remains.
+    """
+
+    task = REGION
+    format_name = "COCO-Interactive JSON"
+
     def read_row(self, row: int) -> RegionRecord:
         """See ``TaskData``."""
         sample = self._samples[row]
         return region_record(self.path, sample, find_image(self.image_folders, sample["image"]["name"]))
-
-    def check_row(self, row: int) -> None:
-        """See ``TaskData``; the file was read only if this can be done."""
 
     def files_of_row(self, row: int) -> tuple[File, ...]:
         """See ``TaskData``."""
@@ -89,20 +103,20 @@ class RegionData(TaskData):
         regions = self._samples[row]["regions"]
         return tuple(kind for kind in self.prompt_types if any(kind in region["prompts"] for region in regions))
 
-
-def _samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every sample that has regions, as little of it as is needed later."""
-    for row, sample in enumerate(records_of(file)):
-        info = file.field(sample, "image_info", dict, row)
-        if "image1_info" in sample:
-            file.fail("has image1_info, as cross-image data have", row)
-        if "image" in sample:
-            info = {**info, "image": file.field(sample, "image", str, row)}
-        image = image_entry(file, info, row, "image_info")
-        key = "annotations" if "annotations" in sample and "anns" not in sample else "anns"
-        regions = region_entries(file, sample, row, key, image["size"], prompt_types)
-        if regions:
-            yield {"image": image, "regions": [*regions.values()]}
+    @staticmethod
+    def samples(file: DataFile, prompt_types: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """See ``PromptedData``."""
+        for row, sample in enumerate(records_of(file)):
+            info = file.field(sample, "image_info", dict, row)
+            if "image1_info" in sample:
+                file.fail("has image1_info, as cross-image data have", row)
+            if "image" in sample:
+                info = {**info, "image": file.field(sample, "image", str, row)}
+            image = image_entry(file, info, row, "image_info")
+            key = "annotations" if "annotations" in sample and "anns" not in sample else "anns"
+            regions = region_entries(file, sample, row, key, image["size"], prompt_types)
+            if regions:
+                yield {"image": image, "regions": [*regions.values()]}
 
 
 def records_of(file: DataFile) -> list[Any]:
@@ -190,9 +204,3 @@ def read_sized_image(path: Path, image: dict[str, Any], image_path: Path) -> np.
             f"but {image['place']} of {path} says {width} x {height}"
         )
     return pixels
-
-
-def nothing_to_ask(path: Path, prompt_types: Sequence[str]) -> DataError:
-    """The error of a file without any region that can be asked for."""
-    keys = " or ".join(map(prompt_key, prompt_types))
-    return DataError(f"{path} has no object with a visual prompt: one with a non-empty {keys} is expected")

@@ -55,7 +55,6 @@ class ReferringData(TaskData):
         file = _open(Path(path).expanduser())
         content = _read_refs(file, split) if _is_refs(file) else _read_psalm(file)
         super().__init__(len(content.samples), skip_bad_images)
-        self.split = split
         self.image_folders = tuple(image_folders)
         self._files = content.files
         self._samples = PackedRecords(content.samples)

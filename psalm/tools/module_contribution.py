@@ -1,4 +1,4 @@
-"""What the deformable module contributes: panoptic quality with it, without its tokens, and without it at all.
+"""What the deformable module contributes: quality with it, without its tokens, and without it at all; for any task.
 
 For every seed the same settings are trained twice, with ``mm_projector_type`` deformable and swin_conv. The deformable
 model is then scored again with its deformable tokens zeroed: what it has learnt to read from them is lost, which is
@@ -11,16 +11,18 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psalm.train.arguments import parse_settings
+from psalm.train.arguments import check_settings, parse_settings, with_defaults
 from psalm.train.command_line import read_config
 from psalm.train.evaluate import evaluate_checkpoint
+from psalm.train.tasks import metric_names
 from psalm.train.train import FINAL_MODEL, build_trainer, train
 
-METRICS = ("eval_pq", "eval_pq_things", "eval_pq_stuff")
+SHOWN_METRICS = 3
+"""Of a run's metrics, the main one first."""
 UNTRAINED, DEFORMABLE, ZEROED, SWIN_CONV = "untrained", "deformable", "deformable, tokens zeroed", "swin_conv"
 
 
@@ -38,12 +40,12 @@ def measure(settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, d
     return scores
 
 
-def table(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
+def table(scores: Mapping[int, Mapping[str, Mapping[str, float]]], metrics: Sequence[str]) -> str:
     """Markdown: a row per variant, the mean and every seed's value per metric."""
-    lines = ["| model | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    lines = ["| model | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for variant in (DEFORMABLE, ZEROED, SWIN_CONV, UNTRAINED):
         cells = []
-        for metric in METRICS:
+        for metric in metrics:
             values = [of_seed[variant][metric] for of_seed in scores.values()]
             cells.append(f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
@@ -58,13 +60,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/contribution"), help="Where the runs are kept.")
     options = parser.parse_args()
     settings = read_config(options.config)
+    metrics = metric_names(with_defaults(check_settings(settings)))[:SHOWN_METRICS]
     scores = {}
     for seed in options.seeds:
         scores[seed] = measure(settings, seed, options.output_dir)
-        for variant, metrics in scores[seed].items():
-            sys.stdout.write(f"seed {seed}, {variant}: {metrics['eval_pq']:.2f}\n")
+        for variant, figures in scores[seed].items():
+            sys.stdout.write(f"seed {seed}, {variant}: {metrics[0]} {figures[metrics[0]]:.2f}\n")
     (options.output_dir / "contribution.json").write_text(json.dumps(scores, indent=2) + "\n")
-    sys.stdout.write(table(scores) + "\n")
+    sys.stdout.write(table(scores, metrics) + "\n")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _read_file(settings: Mapping[str, Any], task: str, source: Source, file: Pat
     if task == REFERRING:
         return ReferringData(file, split, folders, skip)
     kinds = parse_prompt_types(settings["region_mask_type"])
-    return (RegionData if task == REGION else CrossImageData)(file, _side(split), folders, skip, kinds)
+    return (RegionData if task == REGION else CrossImageData)(file, folders, skip, kinds)
 
 
 def _image_folders(settings: Mapping[str, Any], source: Source, split: str) -> list[Path]:

@@ -17,7 +17,8 @@ from psalm.data.prompts import PromptBuilder
 from psalm.data.questions import Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.checkpoints import build_model
-from psalm.model.language_model.llava_phi import set_trainable, startup_lines
+from psalm.model.freezing import set_trainable
+from psalm.model.language_model.llava_phi import startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
 from psalm.train.distributed import leave_process_group, whole_weights

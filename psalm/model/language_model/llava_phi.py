@@ -78,7 +78,7 @@ class PsalmForSegmentation(PreTrainedModel):
     (``text_config``) keeps its weights' names, so the vision parts are attached to it, as published: ``model.layers``,
     ``model.vision_tower``, ``model.mm_projector``.
 
-    The vision tower is frozen until ``set_trainable`` says otherwise. ``zero_deformable_tokens`` replaces the
+    The vision tower is frozen until ``psalm.model.freezing`` says otherwise. ``zero_deformable_tokens`` replaces the
     deformable tokens by zeros, to measure what they contribute; it is not saved.
     """
 
@@ -342,40 +342,6 @@ def _keep_initial_weights(part: nn.Module) -> None:
     """Tells transformers that ``part`` has drawn its weights: it hangs below the LLM, whose rule would redraw them."""
     for module in part.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
-
-
-def set_trainable(
-    model: PsalmForSegmentation,
-    *,
-    train_backbone: bool = False,
-    freeze_backbone: bool = False,
-    tune_mm_mlp_adapter: bool = False,
-    freeze_mm_mlp_adapter: bool = False,
-) -> None:
-    """Sets which parameters are trained, named after PSALM's and LLaVA's flags.
-
-    Args:
-        model: changed in place.
-        train_backbone: the vision tower is trained; it is frozen otherwise.
-        freeze_backbone: the LLM is frozen (LLaVA's backbone).
-        tune_mm_mlp_adapter: the projectors alone are trained.
-        freeze_mm_mlp_adapter: the projectors are frozen.
-
-    Raises:
-        ValueError: the projectors alone are to be trained, but they are frozen or the vision tower is trained too.
-    """
-    for name, given in (("train_backbone", train_backbone), ("freeze_mm_mlp_adapter", freeze_mm_mlp_adapter)):
-        if tune_mm_mlp_adapter and given:
-            raise ValueError(f"tune_mm_mlp_adapter trains the projectors and nothing else, but {name} is set too")
-    llm = model.model
-    projectors = [part for name, part in llm.named_children() if name.startswith("mm_projector")]
-    model.requires_grad_(not tune_mm_mlp_adapter)
-    if freeze_backbone:
-        llm.requires_grad_(False)
-    for projector in projectors:
-        projector.requires_grad_(not freeze_mm_mlp_adapter)
-    llm.vision_tower.requires_grad_(train_backbone)
-    llm.vision_tower.train(model.training)
 
 
 def startup_lines(model: PsalmForSegmentation) -> str:

@@ -55,7 +55,7 @@ def make(tmp_path):
 
     def write(content: Any, **options: Any) -> CrossImageData:
         (tmp_path / "pairs.json").write_text(json.dumps(content))
-        return CrossImageData(tmp_path / "pairs.json", "val", (tmp_path,), **options)
+        return CrossImageData(tmp_path / "pairs.json", (tmp_path,), **options)
 
     return write
 
@@ -196,7 +196,7 @@ def test_nothing_to_ask_for(make):
 @pytest.mark.parametrize(("split", "pairs", "prompts", "targets"), [("train", 66, 170, 120), ("val", 44, 111, 79)])
 def test_real_images(coco_real, split, pairs, prompts, targets):
     path = coco_real / f"coco_cross_{split}.json"
-    data = CrossImageData(path, split, (coco_real / f"{split}2017",))
+    data = CrossImageData(path, (coco_real / f"{split}2017",))
     assert len(data) == pairs
     records = []
     for index, raw in enumerate(json.loads(path.read_text())):

@@ -53,7 +53,7 @@ def make(tmp_path):
                 image = np.full((HEIGHT, WIDTH, 3), 40, dtype=np.uint8)
                 Image.fromarray(image).save(tmp_path / "images" / each["image"])
         (tmp_path / "regions.json").write_text(json.dumps(content))
-        return RegionData(tmp_path / "regions.json", "train", (tmp_path / "none", tmp_path / "images"), **options)
+        return RegionData(tmp_path / "regions.json", (tmp_path / "none", tmp_path / "images"), **options)
 
     return write
 
@@ -229,7 +229,7 @@ def test_an_object_at_the_top(make):
 
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"none\.json is missing: COCO-Interactive JSON is expected there"):
-        RegionData(tmp_path / "none.json", "val", (tmp_path,))
+        RegionData(tmp_path / "none.json", (tmp_path,))
 
 
 def test_nothing_to_ask_for(make):
@@ -246,7 +246,7 @@ def test_unknown_type(make):
 
 @pytest.mark.parametrize(("split", "samples", "regions"), [("train", 57, 601), ("val", 30, 330)])
 def test_real_images(coco_real, split, samples, regions, capsys):
-    data = RegionData(coco_real / f"coco_interactive_{split}_psalm.json", split, (coco_real / f"{split}2017",))
+    data = RegionData(coco_real / f"coco_interactive_{split}_psalm.json", (coco_real / f"{split}2017",))
     official = COCO(coco_real / "annotations" / f"instances_{split}2017.json")
     capsys.readouterr()
     assert len(data) == samples

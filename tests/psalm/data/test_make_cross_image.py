@@ -175,7 +175,7 @@ def call(folder: Any, content: dict[str, Any], *options: str) -> int:
 def test_the_command_writes_what_the_reader_reads(tmp_path, capsys):
     options = ("--pairs-per-image", "3", "--regions-per-category", "1", "--absent-share", "0.1", "--seed", "2")
     assert call(tmp_path, many(), *options, "--min-area", "80") == 0
-    data = CrossImageData(tmp_path / "pairs.json", "train", (tmp_path,))
+    data = CrossImageData(tmp_path / "pairs.json", (tmp_path,))
     expected = list(cross_image_records(many(), 3, 1, 80, 0.1, 2))
     assert json.loads((tmp_path / "pairs.json").read_text()) == expected
     assert len(data) == len(expected) == 90
@@ -217,7 +217,7 @@ def test_real_images(coco_real, tmp_path, split, pairs, prompts, absent):
     source = coco_real / "annotations" / f"instances_{split}2017.json"
     output = tmp_path / "pairs.json"
     assert main(["--instances", str(source), "--output", str(output), "--absent-share", "0.1"]) == 0
-    data = CrossImageData(output, split, (coco_real / f"{split}2017",))
+    data = CrossImageData(output, (coco_real / f"{split}2017",))
     records = [data.record(index) for index in range(len(data))]
     assert len(records) == pairs
     assert sum(len(record.prompt.prompts) for record in records) == prompts

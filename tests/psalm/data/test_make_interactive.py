@@ -107,7 +107,7 @@ def test_broken_segmentations_are_named(instances):
 def test_the_command_writes_what_the_reader_reads(command, tmp_path, capsys):
     assert command() == 0
     output = tmp_path / "out" / "new.json"
-    assert RegionData(output, "train", (tmp_path,)).questions(0) == PROMPT_TYPES
+    assert RegionData(output, (tmp_path,)).questions(0) == PROMPT_TYPES
     written, errors = capsys.readouterr()
     assert written == f"wrote 2 images with 3 annotations to {output}; 2 with an empty mask are left out\n"
     assert errors == ""
@@ -242,7 +242,7 @@ def test_real_images(coco_real: Path, tmp_path, split, images, regions):
         for each, other in zip(ours["anns"], theirs["anns"], strict=True):
             assert each.keys() == other.keys()
             assert {key: each[key] for key in each.keys() - keys} == {key: other[key] for key in other.keys() - keys}
-    data = RegionData(output, split, (coco_real / f"{split}2017",))
+    data = RegionData(output, (coco_real / f"{split}2017",))
     for index in range(len(data)):
         record = data.record(index)
         for mask, prompts in zip(record.masks, record.prompts, strict=True):

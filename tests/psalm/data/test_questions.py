@@ -105,12 +105,8 @@ READERS: dict[str, Callable[[Any, str], TaskData]] = {
     "semantic": SemanticData,
     "instance": lambda root, split: InstanceData(*locate_instances(root, split)),
     "referring": lambda root, split: ReferringData(root / f"refer_{split}_psalm.json", split, [root / f"{split}2017"]),
-    "region": lambda root, split: RegionData(
-        root / f"coco_interactive_{split}_psalm.json", split, [root / f"{split}2017"]
-    ),
-    "cross_image": lambda root, split: CrossImageData(
-        root / f"coco_cross_{split}.json", split, [root / f"{split}2017"]
-    ),
+    "region": lambda root, split: RegionData(root / f"coco_interactive_{split}_psalm.json", [root / f"{split}2017"]),
+    "cross_image": lambda root, split: CrossImageData(root / f"coco_cross_{split}.json", [root / f"{split}2017"]),
 }
 
 

@@ -180,7 +180,7 @@ def test_a_region_is_answered_however_unsurely_unless_something_may_be_absent(
     ]
     assert 0 < len(present) < len(pairs)
     (tmp_path / "pairs.json").write_text(json.dumps(present))
-    complete = CrossImageData(tmp_path / "pairs.json", "val", [small_data / "val2017"])
+    complete = CrossImageData(tmp_path / "pairs.json", [small_data / "val2017"])
     for data, answered in ((None, False), (complete, True)):
         found = answers(Pointer(-1.0), evaluation_of("cross_image", data=data))
         assert {bool(mask.any()) for _, _, answer in found for mask in answer} == {answered}

@@ -20,7 +20,8 @@ from psalm.constants import (
     TASKS,
 )
 from psalm.model.configuration import PsalmConfig
-from psalm.model.language_model.llava_phi import PsalmForSegmentation, set_trainable, startup_lines
+from psalm.model.freezing import set_trainable
+from psalm.model.language_model.llava_phi import PsalmForSegmentation, startup_lines
 from psalm.model.region_pooling import KeyedRegionDraws, region_points
 
 S, C, Q = 128, 3, 5
