@@ -41,7 +41,16 @@ OF_EVALUATION = {"config", "checkpoint", "split", "zero_deformable_tokens"}
 PROGRAMS = {"psalm/train/train.py": OF_TRAINING, "psalm.doctor": OF_TRAINING, "psalm.train.evaluate": OF_EVALUATION}
 """What takes all training arguments, and what else it takes."""
 OPTIONS = {
-    "tune/options.py": ("num-samples", "max-concurrent", "output-dir", "tracking-uri", "seed", "address", "set"),
+    "tune/options.py": (
+        "num-samples",
+        "max-concurrent",
+        "output-dir",
+        "tracking-uri",
+        "seed",
+        "metric",
+        "address",
+        "set",
+    ),
     "tune/reproduce.py": ("tracking-uri", "allow-differences"),
     "psalm/data/make_interactive.py": ("instances", "output", "seed", "overwrite"),
     "psalm/data/make_cross_image.py": ("pairs-per-image", "regions-per-category", "min-area", "absent-share"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings, with_defaults
 from psalm.train.fields import nearest
-from psalm.train.tasks import metric_names
+from psalm.train.tasks import direction, metric_names
 from tune.errors import SearchError
 from tune.parameters import Parameter, Value, parse_parameter
 from tune.reading import Section, read_yaml
@@ -83,6 +83,7 @@ def load_config(
     num_samples: int | None = None,
     max_concurrent: int | None = None,
     seed: int | None = None,
+    metric: str | None = None,
 ) -> SearchConfig:
     """Read and check a search; ``assignments`` are the command line's ``name=value``.
 
@@ -108,10 +109,11 @@ def load_config(
     space = SearchSpace.build(parameters, fixed)
     baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides)
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
+    metric = _metric(file, arguments, space, metric)
     config = SearchConfig(
         name=file.name("name"),
-        metric=_metric(file, arguments, space),
-        mode=file.choice("mode", ("max", "min"), "max"),
+        metric=metric,
+        mode=_mode(file, metric),
         num_samples=file_samples if num_samples is None else num_samples,
         max_concurrent=file_concurrent if max_concurrent is None else max_concurrent,
         seed=seed,
@@ -145,14 +147,24 @@ def check_data(config: SearchConfig) -> None:
             check_inputs(config.arguments | setting)
 
 
-def _metric(file: Section, arguments: Mapping[str, Any], space: SearchSpace) -> str:
+def _metric(file: Section, arguments: Mapping[str, Any], space: SearchSpace, given: str | None) -> str:
     """The metric that is searched: by default what a run with these tasks is judged by; every trial must have it."""
     allowed = [metric_names(with_defaults({**arguments, **setting})) for setting in space.examples()]
-    metric = file.get("metric") or allowed[0][0]
+    of_file = file.get("metric")
+    metric = given or of_file or allowed[0][0]
     if not isinstance(metric, str) or any(metric not in names for names in allowed):
         shared = [name for name in allowed[0] if all(name in names for names in allowed)]
         raise file.fail("metric", metric, f"a metric of every trial: {', '.join(shared)}{nearest(str(metric), shared)}")
     return metric
+
+
+def _mode(file: Section, metric: str) -> str:
+    """Which way the metric is better; a file may say it, but not otherwise."""
+    known = direction(metric)
+    mode = file.choice("mode", ("max", "min"), known)
+    if mode != known and metric == file.content.get("metric"):
+        raise file.fail("mode", mode, f"{known}, as {metric} is better that way; leave it out")
+    return known
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -24,6 +24,7 @@ class Options:
     output_dir: Path
     tracking_uri: str
     seed: int | None
+    metric: str | None
     address: str
     assignments: tuple[str, ...]
 
@@ -88,6 +89,12 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         "The same seed proposes the same settings as long as trials end in the same order.",
     )
     parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="Search for the best value of NAME, instead of the metric in the file: any metric of the trials' tasks, "
+        "for example eval_pq, or eval_mean for several tasks.",
+    )
+    parser.add_argument(
         "--address",
         default=LOCAL,
         metavar="ADDRESS",
@@ -112,6 +119,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         output_dir=output_dir,
         tracking_uri=found.tracking_uri or f"sqlite:///{output_dir / 'mlflow.db'}",
         seed=found.seed,
+        metric=found.metric,
         address=found.address,
         assignments=tuple(found.assignments),
     )

@@ -22,7 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     try:
         config = load_config(
-            options.config, options.assignments, options.num_samples, options.max_concurrent, options.seed
+            options.config,
+            options.assignments,
+            options.num_samples,
+            options.max_concurrent,
+            options.seed,
+            options.metric,
         )
         check_data(config)
         machine = this_machine()

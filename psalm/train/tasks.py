@@ -5,7 +5,7 @@ end with ``_joined`` where all expressions of a sample are asked at once, becaus
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from psalm.constants import CROSS_IMAGE, INSTANCE, PANOPTIC, REFERRING, REGION, SEMANTIC, TASKS
 from psalm.data.visual_prompts import parse_prompt_types
@@ -24,6 +24,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     CROSS_IMAGE: ("miou", "ciou", "location_error"),
 }
 """Metrics of each task, in percent; the first is its main one. Those of groups that the data do not have are absent."""
+
+LOWER_IS_BETTER = ("location_error",)
+"""Of all others, more is better."""
 
 MEAN = "eval_mean"
 """The mean of the tasks' main metrics."""
@@ -120,6 +123,11 @@ def metric_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     tasks = tasks_of(settings)
     names = [metric_name(task, metric, settings) for task in tasks for metric in METRICS[task]]
     return (MEAN, *names) if len(tasks) > 1 else tuple(names)
+
+
+def direction(name: str) -> Literal["max", "min"]:
+    """Which way a metric is better, by the name that a run gives it."""
+    return "min" if name.endswith(LOWER_IS_BETTER) else "max"
 
 
 def with_mean(metrics: Mapping[str, float], settings: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:

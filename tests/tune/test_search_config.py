@@ -53,6 +53,18 @@ def test_the_metric_is_by_default_what_the_tasks_are_judged_by(
     assert load(metric=None, arguments={"max_steps": 5, **arguments}).metric == metric
 
 
+def test_the_command_line_chooses_another_metric_and_its_direction(load: Any) -> None:
+    pairs = {"max_steps": 5, "cross_image_seg_task": True}
+    chosen = load(metric="eval_miou", mode="max", arguments=pairs, _options={"metric": "eval_location_error"})
+    assert (chosen.metric, chosen.mode) == ("eval_location_error", "min")
+    assert load(metric="eval_miou", arguments=pairs).mode == "max"
+
+
+def test_a_direction_in_which_the_metric_is_worse_is_refused(load: Any) -> None:
+    with pytest.raises(SettingError, match="mode = 'min' must be max, as eval_pq is better that way; leave it out"):
+        load(metric="eval_pq", mode="min")
+
+
 def test_a_metric_that_the_tasks_do_not_have_is_refused(load: Any) -> None:
     with pytest.raises(SettingError, match=r"metric = 'eval_pq' must be a metric of every trial: eval_mean, eval_sem"):
         load(metric="eval_pq", arguments={"max_steps": 5, "seg_task": "semantic,region"})
