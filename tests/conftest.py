@@ -74,3 +74,31 @@ def coco_real() -> Path:
     if not COCO_REAL.is_dir():
         pytest.skip("real COCO images are not beside this checkout")
     return COCO_REAL
+
+
+@pytest.fixture(scope="session")
+def tiny_tower() -> dict[str, Any]:
+    """What ``config.json`` says of a vision tower that trains in a second."""
+    return {
+        "swin_type": "base",
+        "vision_config": {
+            "image_size": 96,
+            "embed_dim": 16,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+            "window_size": 4,
+            "mlp_ratio": 1.0,
+            "drop_path_rate": 0.0,
+        },
+        "mm_conv_planes": 16,
+        "num_queries": 8,
+        "conv_dim": 32,
+        "mask_dim": 32,
+        "hidden_dim": 32,
+        "num_heads": 2,
+        "encoder_layers": 1,
+        "encoder_feedforward_dim": 32,
+        "decoder_layers": 2,
+        "decoder_feedforward_dim": 32,
+        "num_points": 128,
+    }

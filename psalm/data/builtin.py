@@ -20,6 +20,7 @@ from PIL import Image
 
 from psalm.data.errors import DataError
 from psalm.data.expressions import refer_records
+from psalm.data.images import write_segment_map
 from psalm.data.make_cross_image import cross_image_records
 from psalm.data.make_interactive import interactive_records
 from psalm.data.masks import encode_mask
@@ -126,7 +127,7 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
         stem = f"{image_id:012d}"
         segment_map, segments, ids = _segments(rng, scene)
         Image.fromarray(scene.image).save(images / f"{stem}.jpg", quality=95, subsampling=0)
-        Image.fromarray(_id_to_rgb(segment_map)).save(maps / f"{stem}.png")
+        write_segment_map(maps / f"{stem}.png", segment_map)
         height, width = segment_map.shape
         image_record = {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
         image_records.append(image_record)
@@ -207,11 +208,6 @@ def _box(mask: np.ndarray) -> list[int]:
     """The tight box [x, y, width, height] of a mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
-
-
-def _id_to_rgb(segment_map: np.ndarray) -> np.ndarray:
-    """id = R + 256 G + 65536 B."""
-    return np.stack([segment_map & 255, (segment_map >> 8) & 255, segment_map >> 16], axis=-1).astype(np.uint8)
 
 
 def _dump(path: Path, content: Any) -> None:

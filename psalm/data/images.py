@@ -1,4 +1,4 @@
-"""Reading images and panoptic PNGs, and telling a broken file by name.
+"""Reading images and panoptic PNGs, writing the latter, and telling a broken file by name.
 
 Letters: H W height and width.
 """
@@ -37,6 +37,12 @@ def read_segment_map(path: Path) -> np.ndarray:
     """
     red, green, blue = np.moveaxis(_read_rgb(path, "panoptic PNG", upright=False).astype(np.int32), -1, 0)
     return red + 256 * green + 65536 * blue
+
+
+def write_segment_map(path: Path, segment_map: np.ndarray) -> None:
+    """Segment ids int [H, W] as a COCO panoptic PNG, which ``read_segment_map`` reads."""
+    rgb = np.stack([segment_map & 255, (segment_map >> 8) & 255, segment_map >> 16], axis=-1)
+    Image.fromarray(rgb.astype(np.uint8)).save(path)
 
 
 def file_problem(path: Path, thorough: bool = False) -> str | None:

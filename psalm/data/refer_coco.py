@@ -68,11 +68,6 @@ class ReferringData(TaskData):
         return self._files
 
     @property
-    def has_no_target(self) -> bool:
-        """Whether the expressions of some sample mean nothing in its image."""
-        return bool((self._targets[self.rows] == 0).any())
-
-    @property
     def generalised(self) -> bool:
         """Whether the split asks for any number of objects, as gRefCOCO does, instead of exactly one.
 

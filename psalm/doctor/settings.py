@@ -6,7 +6,7 @@ from typing import Any
 
 from psalm.constants import CROSS_IMAGE, REFERRING, REGION
 from psalm.doctor.findings import Findings, advice, ok, problem
-from psalm.train.arguments import RENAMED, RETIRED, SettingError, argument_fields, check_settings
+from psalm.train.arguments import RENAMED, RETIRED, SettingError, argument_fields, check_settings, with_defaults
 from psalm.train.command_line import read_flags
 from psalm.train.task_data import SOURCES
 from psalm.train.tasks import tasks_of
@@ -51,7 +51,7 @@ def check_given(request: Request) -> tuple[dict[str, Any] | None, Findings]:
         checked = check_settings(request.given)
     except SettingError as error:
         return None, [problem(error)]
-    values = {name: checked.get(name, known.default) for name, known in argument_fields().items()}
+    values = with_defaults(checked)
     found = [ok(f"{len(checked)} settings given, {len(values) - len(checked)} at their defaults")]
     if request.retired:
         found.append(advice(f"no effect any more: {_flags(request.retired)}"))

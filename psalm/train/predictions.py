@@ -14,10 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from psalm.constants import PANOPTIC
+from psalm.data.images import write_segment_map
 from psalm.data.questions import Asked
 from psalm.train.scorers import PanopticAnswer, Scorer
 from psalm.train.scoring import of_all_ranks
@@ -39,7 +37,7 @@ class PredictionWriter:
         if isinstance(answer, PanopticAnswer):
             png = self.path.with_suffix("") / self._results[asked.item][0]["file_name"]
             png.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(id_to_rgb(answer.segment_map)).save(png)
+            write_segment_map(png, answer.segment_map)
 
     def finish(self, rank: int) -> None:
         """Writes all ranks' results in the order of the questions."""
@@ -57,8 +55,3 @@ class PredictionWriter:
         draft = self.path.with_name(f".{self.path.name}")
         draft.write_text(json.dumps(results))
         draft.replace(self.path)
-
-
-def id_to_rgb(segment_map: np.ndarray) -> np.ndarray:
-    """Segment ids int [H, W] as COCO panoptic PNGs hold them: uint8 [H, W, 3], id = R + 256 G + 65536 B."""
-    return np.stack([segment_map & 255, (segment_map >> 8) & 255, segment_map >> 16], axis=-1).astype(np.uint8)

@@ -293,29 +293,6 @@ def test_an_interrupted_repetition(
 
 # The real thing.
 
-TOWER = {
-    "swin_type": "base",
-    "vision_config": {
-        "image_size": 96,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "mlp_ratio": 1.0,
-        "drop_path_rate": 0.0,
-    },
-    "mm_conv_planes": 16,
-    "num_queries": 8,
-    "conv_dim": 32,
-    "mask_dim": 32,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "encoder_layers": 1,
-    "encoder_feedforward_dim": 32,
-    "decoder_layers": 2,
-    "decoder_feedforward_dim": 32,
-    "num_points": 128,
-}
 TRIAL = """
 import sys
 from psalm.train.arguments import parse_settings
@@ -328,11 +305,11 @@ COMMAND = str(Path(reproduce.__file__))
 
 
 @pytest.mark.full
-def test_a_stopped_training_and_its_altered_record(uri: str, tmp_path: Path) -> None:
+def test_a_stopped_training_and_its_altered_record(uri: str, tmp_path: Path, tiny_tower: dict[str, Any]) -> None:
     """A real training that was stopped, repeated by the real command: identical; with one metric altered: not."""
     tower = tmp_path / "tower"
     tower.mkdir()
-    (tower / "config.json").write_text(json.dumps(TOWER))
+    (tower / "config.json").write_text(json.dumps(tiny_tower))
     save_file({"nothing": torch.zeros(1)}, tower / "model.safetensors")
     folder = tmp_path / "runs" / "search"
     settings = {

@@ -19,30 +19,6 @@ from psalm.data.builtin import ensure_builtin
 from psalm.train.records import read_records
 from tune.options import DEFAULT_CONFIG
 
-TOWER = {
-    "swin_type": "base",
-    "vision_config": {
-        "image_size": 96,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "mlp_ratio": 1.0,
-        "drop_path_rate": 0.0,
-    },
-    "mm_conv_planes": 16,
-    "num_queries": 8,
-    "conv_dim": 32,
-    "mask_dim": 32,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "encoder_layers": 1,
-    "encoder_feedforward_dim": 32,
-    "decoder_layers": 2,
-    "decoder_feedforward_dim": 32,
-    "num_points": 128,
-}
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -59,12 +35,12 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def search(tmp_path_factory: pytest.TempPathFactory, tiny_tower: dict[str, Any]) -> Finished:
     """Two trials at a time: a good one, and one whose learning rate makes the loss overflow."""
     folder = tmp_path_factory.mktemp("search")
     tower = folder / "tower"
     tower.mkdir()
-    (tower / "config.json").write_text(json.dumps(TOWER))
+    (tower / "config.json").write_text(json.dumps(tiny_tower))
     save_file({"nothing": torch.zeros(1)}, tower / "model.safetensors")
     content = {
         "name": "small",

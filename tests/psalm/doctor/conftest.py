@@ -15,39 +15,16 @@ from psalm.doctor.surroundings import Device
 from psalm.doctor.weights import check_weights
 from psalm.train.trainer import PsalmTrainer
 
-TOWER = {
-    "swin_type": "base",
-    "vision_config": {
-        "image_size": 96,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "mlp_ratio": 1.0,
-        "drop_path_rate": 0.0,
-    },
-    "mm_conv_planes": 16,
-    "num_queries": 8,
-    "conv_dim": 32,
-    "mask_dim": 32,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "encoder_layers": 1,
-    "encoder_feedforward_dim": 32,
-    "decoder_layers": 2,
-    "decoder_feedforward_dim": 32,
-    "num_points": 128,
-}
 PLENTY = Device("cpu", 2**40)
 
 Settings = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tower(tmp_path_factory: pytest.TempPathFactory, tiny_tower: dict[str, Any]) -> Path:
     """A vision tower's folder whose file fills one weight."""
     folder = tmp_path_factory.mktemp("tower")
-    (folder / "config.json").write_text(json.dumps(TOWER))
+    (folder / "config.json").write_text(json.dumps(tiny_tower))
     weights = {"sem_seg_head.predictor.decoder_norm.bias": torch.zeros(32), "criterion.empty_weight": torch.zeros(3)}
     save_file(weights, folder / "model.safetensors")
     return folder

@@ -24,36 +24,12 @@ from psalm.train.scorers import SCORERS, Scorer
 from psalm.train.scoring import LABELS, answer_batches, make_loader, shard
 from psalm.train.task_data import load_task
 
-TOWER = {
-    "swin_type": "base",
-    "vision_config": {
-        "image_size": 96,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "mlp_ratio": 1.0,
-        "drop_path_rate": 0.0,
-    },
-    "mm_conv_planes": 16,
-    "num_queries": 8,
-    "conv_dim": 32,
-    "mask_dim": 32,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "encoder_layers": 1,
-    "encoder_feedforward_dim": 32,
-    "decoder_layers": 2,
-    "decoder_feedforward_dim": 32,
-    "num_points": 128,
-}
-
 
 @pytest.fixture(scope="session")
-def small_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_tower(tmp_path_factory: pytest.TempPathFactory, tiny_tower: dict[str, Any]) -> Path:
     """A vision tower's folder whose file fills nothing: all weights keep their initial values."""
     folder = tmp_path_factory.mktemp("tower")
-    (folder / "config.json").write_text(json.dumps(TOWER))
+    (folder / "config.json").write_text(json.dumps(tiny_tower))
     save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors")
     return folder
 

@@ -14,7 +14,7 @@ from torch import nn
 from psalm.data.questions import Evaluation
 from psalm.data.samples import PanopticRecord
 from psalm.train import predictions
-from psalm.train.predictions import PredictionWriter, id_to_rgb
+from psalm.train.predictions import PredictionWriter
 from psalm.train.scorers import SCORERS, PanopticAnswer
 
 Make = Callable[..., Evaluation]
@@ -96,11 +96,3 @@ def test_png_is_named_after_the_image(evaluation_of: Make, tmp_path: Path, image
     writer.finish(rank=0)
     assert json.loads(writer.path.read_text())["annotations"][0]["file_name"] == png
     assert Image.open(tmp_path / "predictions" / "panoptic_predictions" / png).size == (5, 4)
-
-
-def test_ids_become_colours() -> None:
-    ids = np.array([[0, 255, 256], [65535, 65536, (1 << 24) - 1]], dtype=np.int32)
-    assert id_to_rgb(ids).tolist() == [
-        [[0, 0, 0], [255, 0, 0], [0, 1, 0]],
-        [[255, 255, 0], [0, 0, 1], [255, 255, 255]],
-    ]
