@@ -10,8 +10,11 @@ from safetensors import SafetensorError
 from psalm.doctor.findings import Finding, Findings, advice, ok, problem, shortened
 from psalm.doctor.memory import lacking
 from psalm.doctor.surroundings import Device
-from psalm.model.checkpoints import BUILTIN, KeyReport, load_projectors, load_vision_tower, resolve_vision_tower
+from psalm.model.key_report import KeyReport
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.model.projector_weights import load_projectors
+from psalm.model.vision_weights import load_vision_tower, resolve_vision_tower
+from psalm.model.weight_files import BUILTIN
 from psalm.train.arguments import parse_settings
 from psalm.train.fingerprints import count_parameters
 from psalm.train.tasks import ratios_of

@@ -26,12 +26,13 @@ from psalm.data.examples import create_examples
 from psalm.data.prompts import PromptBuilder
 from psalm.data.questions import Evaluation
 from psalm.data.schedule import TrainingSchedule
-from psalm.model.checkpoints import BUILTIN, BUILTIN_FOLDER, WEIGHTS_FILE, build_model
+from psalm.model.checkpoints import build_model
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
 from psalm.model.mask_decoder.pixel_decoder import pixel_decoder_to_detectron2
 from psalm.model.mask_decoder.prediction import Prediction
 from psalm.model.multimodal_encoder.swin import swin_to_detectron2
 from psalm.model.postprocess import resize_masks
+from psalm.model.weight_files import BUILTIN, BUILTIN_FOLDER, WEIGHTS_FILE
 from psalm.train.scorers import PanopticScorer
 from psalm.train.scoring import make_loader
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from psalm.data.checks import data_fingerprint
-from psalm.model.checkpoints import resolve_language_model, resolve_vision_tower
+from psalm.model.language_weights import resolve_language_model
+from psalm.model.vision_weights import resolve_vision_tower
 from psalm.train.task_data import TaskSplits, load_task
 from psalm.train.tasks import tasks_of
 

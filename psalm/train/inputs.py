@@ -68,7 +68,8 @@ def _check_device(values: Mapping[str, Any]) -> None:
 
 def _check_model(values: Mapping[str, Any]) -> None:
     # Here, because it brings the whole model: a setting that is wrong by itself is refused in half the time.
-    from psalm.model.checkpoints import llm_hidden_size, read_tower_config, resolve_vision_tower
+    from psalm.model.language_weights import llm_hidden_size
+    from psalm.model.vision_weights import read_tower_config, resolve_vision_tower
 
     adapter = values["pretrain_mm_mlp_adapter"]
     if adapter is not None and not Path(adapter).is_file():

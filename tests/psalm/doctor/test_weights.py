@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from psalm.doctor.findings import Status
 from psalm.doctor.surroundings import Device
 from psalm.doctor.weights import check_projector, check_weights, only, report_findings
-from psalm.model.checkpoints import KeyReport
+from psalm.model.key_report import KeyReport
 from psalm.train.trainer import PsalmTrainer
 
 Settings = Callable[..., dict[str, Any]]
@@ -111,7 +111,7 @@ def test_the_projector_of_the_model_is_named(build: Build) -> None:
 def test_a_language_model_with_weights_is_named(values: Settings, tmp_path: Path) -> None:
     from transformers import PhiConfig, PhiForCausalLM
 
-    from psalm.model.checkpoints import BUILTIN_FOLDER
+    from psalm.model.weight_files import BUILTIN_FOLDER
 
     folder = tmp_path / "phi"
     config = json.loads((BUILTIN_FOLDER / "phi" / "config.json").read_text())

@@ -10,19 +10,14 @@ from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
 from psalm.constants import SEG_TOKEN
-from psalm.model.checkpoints import (
-    BUILTIN_FOLDER,
-    build_model,
-    llm_hidden_size,
-    load_model,
-    load_tokenizer,
-    load_vision_tower,
-    resolve_vision_tower,
-)
+from psalm.model.checkpoints import build_model, load_model
 from psalm.model.configuration import PsalmConfig
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.model.language_weights import llm_hidden_size, load_tokenizer
 from psalm.model.mask_decoder.pixel_decoder import pixel_decoder_to_detectron2
 from psalm.model.multimodal_encoder.swin import swin_to_detectron2
+from psalm.model.vision_weights import load_vision_tower, resolve_vision_tower
+from psalm.model.weight_files import BUILTIN_FOLDER
 
 SIZES: dict[str, Any] = {
     "vision_config": {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2]},

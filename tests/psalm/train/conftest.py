@@ -17,8 +17,9 @@ from psalm.data.dataset import TaskData
 from psalm.data.examples import create_examples
 from psalm.data.prompts import PromptBuilder
 from psalm.data.questions import Asked, Evaluation
-from psalm.model.checkpoints import BUILTIN_FOLDER, load_tokenizer
+from psalm.model.language_weights import load_tokenizer
 from psalm.model.mask_decoder.prediction import Prediction
+from psalm.model.weight_files import BUILTIN_FOLDER
 from psalm.train.arguments import Arguments, argument_fields, parse_settings
 from psalm.train.scorers import SCORERS, Scorer
 from psalm.train.scoring import LABELS, answer_batches, make_loader, shard
