@@ -50,11 +50,13 @@ OPTIONS = {
         "metric",
         "address",
         "set",
+        "resources",
     ),
     "tune/reproduce.py": ("tracking-uri", "allow-differences"),
     "psalm/data/make_interactive.py": ("instances", "output", "seed", "overwrite"),
     "psalm/data/make_cross_image.py": ("pairs-per-image", "regions-per-category", "min-area", "absent-share"),
     "psalm/tools/module_contribution.py": ("seeds",),
+    "psalm/tools/make_random_weights.py": ("size",),
 }
 """Options of the other command lines, by where they are defined."""
 OF_THIRD_PARTIES = {"include", "backend_store_uri"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tune.dependents import Dependents
 from tune.parameters import Value
 
 
@@ -48,6 +49,7 @@ class Board:
         metric: that is searched, with ``mode`` max or min.
         full_length: of a trial, in global steps.
         num_samples: trials planned.
+        dependents: what follows the searched arguments.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Board:
     mode: str
     full_length: int
     num_samples: int
+    dependents: Dependents = field(default_factory=Dependents)
     trials: dict[int, TrialRow] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings, with_defaults
-from psalm.train.fields import nearest
+from psalm.train.fields import expand_variables, nearest
+from psalm.train.inputs import check_variables
 from psalm.train.tasks import direction, metric_names
+from tune.dependents import Dependents
 from tune.errors import SearchError
 from tune.parameters import Parameter, Value, parse_parameter
-from tune.reading import Section, read_yaml
-from tune.resources import TrialResources
+from tune.reading import Section, as_number, read_assignments, read_yaml
+from tune.resources import TrialResources, read_resources
 from tune.space import SearchSpace
 
 SAMPLERS = ("tpe", "random")
@@ -60,6 +62,7 @@ class SearchConfig:
     scheduler: SchedulerConfig
     resources: TrialResources
     space: SearchSpace
+    dependents: Dependents
     baselines: tuple[dict[str, Value], ...]
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -70,11 +73,20 @@ class SearchConfig:
         """Length of a full trial in global steps."""
         return int(self.arguments["max_steps"])
 
+    def examples(self) -> list[dict[str, Any]]:
+        """All arguments of trials in which every baseline, and every value of the space, occurs."""
+        settings = (*self.baselines, *self.space.examples())
+        return [self.dependents.complete(self.arguments, setting) for setting in settings]
+
     def as_record(self) -> dict[str, Any]:
         """What identifies this search, as JSON holds it."""
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "notes"}
+        apart = ("dependents", "notes")
+        record = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in apart
+        }
         record |= {name: dataclasses.asdict(record[name]) for name in ("sampler", "scheduler", "resources")}
-        return record | {"space": self.space.describe(), "baselines": list(self.baselines)}
+        described = {"space": self.space.describe(), "dependent": self.dependents.as_record()}
+        return record | described | {"baselines": list(self.baselines)}
 
 
 def load_config(
@@ -84,8 +96,9 @@ def load_config(
     max_concurrent: int | None = None,
     seed: int | None = None,
     metric: str | None = None,
+    resources: Iterable[str] = (),
 ) -> SearchConfig:
-    """Read and check a search; ``assignments`` are the command line's ``name=value``.
+    """Read and check a search; ``assignments`` and ``resources`` are the command line's ``name=value``.
 
     Paths in the file are relative to its folder where something is there, else to the working directory.
 
@@ -93,23 +106,18 @@ def load_config(
         SettingError: the file or an option is wrong, an argument is unknown, or a value is not allowed.
     """
     file = Section("", read_yaml(path), path)
-    parameters = {str(n): parse_parameter(str(n), spec, check_setting) for n, spec in file.mapping("space").items()}
-    given = {str(n): _argument(str(n), value, path.parent) for n, value in file.mapping("arguments", {}).items()}
-    _refuse_conflicts(given, parameters)
-    overrides = {name: _argument(name, value, Path()) for name, value in map(_assignment, assignments)}
-    parameters = {name: parameter for name, parameter in parameters.items() if name not in overrides}
-    arguments = {name: value for name, value in DEFAULTS.items() if name not in parameters} | given | overrides
+    parameters, dependents, arguments, overrides = _read_arguments(file, path.parent, assignments)
     _check_length(arguments)
 
     file_seed = file.whole("seed", 0, low=0)
     seed = file_seed if seed is None else seed
-    if "seed" not in parameters:
+    if "seed" not in {*parameters, *dependents.leaders}:
         arguments.setdefault("seed", seed)
     fixed = with_defaults(arguments)
-    space = SearchSpace.build(parameters, fixed)
-    baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides)
+    space = SearchSpace.build(parameters, fixed, dependents)
+    baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides, dependents)
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
-    metric = _metric(file, arguments, space, metric)
+    metric = _metric(file, [dependents.complete(arguments, setting) for setting in space.examples()], metric)
     config = SearchConfig(
         name=file.name("name"),
         metric=metric,
@@ -119,37 +127,61 @@ def load_config(
         seed=seed,
         sampler=_sampler(file.section("sampler")),
         scheduler=_scheduler(file.section("scheduler")),
-        resources=_resources(file.section("resources")),
+        resources=_resources(file.section("resources"), resources),
         space=space,
+        dependents=dependents,
         baselines=baselines,
         arguments=arguments,
         notes=notes,
     )
     file.refuse_rest()
-    for setting in (*baselines, *space.examples()):
-        check_settings(arguments | setting)
+    for settings in config.examples():
+        check_settings(settings)
+        if settings["eval_strategy"] == "no":
+            raise SearchError("eval_strategy = no, but a search needs evaluations; use steps")
     return config
 
 
 def check_data(config: SearchConfig) -> None:
     """Files, folders and formats that the trials will read exist and fit; no model is built.
 
-    Every searched word is tried once, because it may choose a file.
+    Every word that differs between trials is tried once, because it may choose a file.
 
     Raises:
         SettingError: one of them is missing or not what it should be.
     """
+    examples = config.examples()
+    check_variables(*examples)
     tried = []
-    for setting in (*config.baselines, *config.space.examples()):
-        words = {name: value for name, value in setting.items() if isinstance(value, str)}
+    for settings in examples:
+        words = {name: value for name, value in settings.items() if isinstance(value, str)}
         if words not in tried:
             tried.append(words)
-            check_inputs(config.arguments | setting)
+            check_inputs(settings)
 
 
-def _metric(file: Section, arguments: Mapping[str, Any], space: SearchSpace, given: str | None) -> str:
+def _read_arguments(
+    file: Section, folder: Path, assignments: Iterable[str]
+) -> tuple[dict[str, Parameter], Dependents, dict[str, Any], dict[str, Any]]:
+    """What is searched, what follows it, what is the same in all trials, and what of that the command line says."""
+    parameters = {str(n): parse_parameter(str(n), spec, check_setting) for n, spec in file.mapping("space").items()}
+    given = {str(n): _argument(str(n), value, folder) for n, value in file.mapping("arguments", {}).items()}
+    _refuse_conflicts(given, parameters)
+    followers = file.mapping("dependent", {})
+    dependents = Dependents.build(followers, parameters, given, lambda name, value: _argument(name, value, folder))
+
+    overrides = {n: _argument(n, value, Path()) for n, value in read_assignments("--set", assignments).items()}
+    given |= dependents.of(overrides) | overrides
+    parameters = {name: parameter for name, parameter in parameters.items() if name not in overrides}
+    dependents = dependents.without(overrides)
+    varying = {*parameters, *dependents.leaders}
+    arguments = {name: value for name, value in DEFAULTS.items() if name not in varying} | given
+    return parameters, dependents, arguments, overrides
+
+
+def _metric(file: Section, examples: Iterable[Mapping[str, Any]], given: str | None) -> str:
     """The metric that is searched: by default what a run with these tasks is judged by; every trial must have it."""
-    allowed = [metric_names(with_defaults({**arguments, **setting})) for setting in space.examples()]
+    allowed = [metric_names(with_defaults(settings)) for settings in examples]
     of_file = file.get("metric")
     metric = given or of_file or allowed[0][0]
     if not isinstance(metric, str) or any(metric not in names for names in allowed):
@@ -167,22 +199,16 @@ def _mode(file: Section, metric: str) -> str:
     return known
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise SearchError(f"--set {text!r} must be name=value")
-    return name.strip(), value.strip()
-
-
 def _argument(name: str, value: Any, folder: Path) -> Any:
     """A checked argument; a relative path is looked for in ``folder`` first."""
     if name in OWNED:
         raise SearchError(f"{name} = {value!r} cannot be set in a search: {OWNED[name]}")
     field = argument_fields().get(name)
-    names_file = field is not None and (field.path or name == "deepspeed") and isinstance(value, str)
-    if field is not None and names_file and value not in field.words and not os.path.isabs(value):
+    if field is not None and (field.path or name == "deepspeed") and isinstance(value, str):
+        value = expand_variables(value)
         beside = folder / value
-        value = str(beside.resolve()) if beside.exists() else value
+        if value not in field.words and not os.path.isabs(value) and beside.exists():
+            value = str(beside.resolve())
     return check_setting(name, value)
 
 
@@ -200,12 +226,14 @@ def _check_length(arguments: Mapping[str, Any]) -> None:
         raise SearchError(f"arguments: max_steps is missing; {rule}")
     if arguments["max_steps"] < 1:
         raise SearchError(f"arguments: max_steps = {arguments['max_steps']} must be at least 1; {rule}")
-    if arguments.get("eval_strategy") == "no":
-        raise SearchError("arguments: eval_strategy = no; a search needs evaluations: use steps or epoch")
 
 
 def _baselines(
-    listed: list[Any], space: SearchSpace, fixed: Mapping[str, Any], overrides: Mapping[str, Any]
+    listed: list[Any],
+    space: SearchSpace,
+    fixed: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    dependents: Dependents,
 ) -> tuple[tuple[dict[str, Value], ...], tuple[str, ...]]:
     """The baselines as settings of the searched arguments, and notes on those that ``--set`` rules out.
 
@@ -217,6 +245,8 @@ def _baselines(
             raise SearchError(f"baseline {number} = {raw!r} must hold names with values")
         given = {str(name): check_setting(str(name), value) for name, value in raw.items()}
         for name, value in given.items():
+            if name in dependents.leaders:
+                raise SearchError(f"baseline {number}: {name} follows {dependents.leaders[name]}; leave it out")
             if name not in space.names and name not in overrides and fixed[name] != value:
                 raise SearchError(
                     f"baseline {number}: {name} = {value}, but it is not searched and is {fixed[name]} in all trials; "
@@ -224,6 +254,8 @@ def _baselines(
                 )
         setting = {name: given.get(name, fixed[name]) for name in space.names}
         refusal = space.refusal(setting)
+        if overrides and setting in baselines:
+            refusal = "with what --set fixes it is the same as one before it"
         if refusal is None:
             baselines.append(setting)
         elif overrides:
@@ -254,18 +286,8 @@ def _scheduler(section: Section) -> SchedulerConfig:
     return config
 
 
-def _resources(section: Section) -> TrialResources:
-    resources = TrialResources(
-        workers_per_trial=section.whole("workers_per_trial", TrialResources.workers_per_trial, low=1),
-        cpus_per_worker=section.number(
-            "cpus_per_worker", TrialResources.cpus_per_worker, lambda cpus: cpus > 0, "a number above 0"
-        ),
-        gpus_per_worker=section.number(
-            "gpus_per_worker",
-            TrialResources.gpus_per_worker,
-            lambda gpus: 0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0),
-            "0, a fraction of 1, or a whole number",
-        ),
-    )
-    section.refuse_rest()
-    return resources
+def _resources(section: Section, options: Iterable[str]) -> TrialResources:
+    """A trial's resources; the command line wins over the file."""
+    of_file = read_resources(section, TrialResources())
+    numbers = {name: as_number(value) for name, value in read_assignments("--resources", options).items()}
+    return read_resources(Section("", numbers, "--resources"), of_file)

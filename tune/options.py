@@ -27,6 +27,7 @@ class Options:
     metric: str | None
     address: str
     assignments: tuple[str, ...]
+    resources: tuple[str, ...]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +111,15 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         help="Set any training argument for all trials. A searched argument is fixed to the value. "
         "The option may be given many times.",
     )
+    parser.add_argument(
+        "--resources",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Give every trial other resources than the file does: workers_per_trial, cpus_per_worker, "
+        "gpus_per_worker. With gpus_per_worker=0 a search that is written for GPUs can be tried on a CPU.",
+    )
     found = parser.parse_args(argv)
     output_dir = found.output_dir.expanduser().absolute()
     return Options(
@@ -122,6 +132,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         metric=found.metric,
         address=found.address,
         assignments=tuple(found.assignments),
+        resources=tuple(found.resources),
     )
 
 

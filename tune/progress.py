@@ -82,8 +82,8 @@ def _metric(value: float | None) -> str:
 def announce(config: SearchConfig, folder: Path, console: Console) -> None:
     """What will be searched, before it starts."""
     console.print(f"Search {config.name}: {config.num_samples} trials of {config.max_steps} steps", style="bold")
-    for name, values in config.space.describe().items():
-        console.print(f"  {name}: {values}", markup=False, highlight=False)
+    for name, values in (config.space.describe() | config.dependents.describe()).items():
+        console.print(f"  {name}: {values}", markup=False, highlight=False, soft_wrap=True)
     for note in config.notes:
         console.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"  in {folder}\n", markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,10 @@
-"""Reading a YAML file by hand: numbers as people write them, every value of the type asked for, nothing left over."""
+"""Reading a YAML file by hand: numbers as people write them, every value of the type asked for, nothing left over.
+
+The same for what an option of the command line assigns.
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,38 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
-class Section:
-    """Typed reading of one mapping of the file; what nobody asked for is refused at the end."""
+def read_assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """``name=value`` of an option that may be given many times; of a name that comes twice, the last value.
 
-    def __init__(self, title: str, content: Mapping[str, Any], path: Path) -> None:
+    Raises:
+        SearchError: a text is not of this form.
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise SearchError(f"{option} {text!r} must be name=value")
+        values[name.strip()] = value.strip()
+    return values
+
+
+def as_number(text: str) -> int | float | str:
+    """The number that a text is; the text itself if it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+class Section:
+    """Typed reading of a mapping, of a file or an option (``source``); what nobody asked for is refused at the end."""
+
+    def __init__(self, title: str, content: Mapping[str, Any], source: Path | str) -> None:
         self.prefix = f"{title}." if title else ""
         self.content = content
-        self.path = path
+        self.source = source
         self.known: list[str] = []
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -73,12 +101,12 @@ class Section:
         """A value that must be there."""
         value = self.get(name, default)
         if value is None:
-            raise SearchError(f"{self.path}: {self.prefix}{name} is missing")
+            raise SearchError(f"{self.source}: {self.prefix}{name} is missing")
         return value
 
     def fail(self, name: str, value: Any, rule: str) -> SearchError:
         """The error for a value that breaks a rule."""
-        return SearchError(f"{self.path}: {self.prefix}{name} = {value!r} must be {rule}")
+        return SearchError(f"{self.source}: {self.prefix}{name} = {value!r} must be {rule}")
 
     def whole(self, name: str, default: int | None = None, *, low: int) -> int:
         """A whole number of at least ``low``."""
@@ -124,7 +152,7 @@ class Section:
 
     def section(self, name: str) -> "Section":
         """A mapping with settings of its own."""
-        return Section(name, self.mapping(name, {}), self.path)
+        return Section(name, self.mapping(name, {}), self.source)
 
     def sequence(self, name: str) -> list[Any]:
         """A list; empty if it is not given."""
@@ -138,4 +166,4 @@ class Section:
         for name in self.content:
             if name not in self.known:
                 known = f"; known are {', '.join(self.known)}{nearest(str(name), self.known)}"
-                raise SearchError(f"{self.path}: {self.prefix}{name} is not a setting of a search{known}")
+                raise SearchError(f"{self.source}: {self.prefix}{name} is not a setting of a search{known}")

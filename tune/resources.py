@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tune.errors import SearchError
+from tune.reading import Section
 
 SLACK = 1e-9
 """Against 3 x 0.1 > 0.3."""
@@ -72,6 +73,28 @@ class TrialResources:
             f"{self.gpus_per_worker:g} GPUs each, but the {len(nodes)} nodes have room for "
             f"{sum(self._workers_on(node) for node in nodes)} (at most {largest} on one); ask for fewer"
         )
+
+
+def read_resources(section: Section, default: TrialResources) -> TrialResources:
+    """What a file or an option says of a trial's resources; ``default`` holds what it does not say.
+
+    Raises:
+        SearchError: a name is unknown, or a value is not allowed for it.
+    """
+    resources = TrialResources(
+        workers_per_trial=section.whole("workers_per_trial", default.workers_per_trial, low=1),
+        cpus_per_worker=section.number(
+            "cpus_per_worker", default.cpus_per_worker, lambda cpus: cpus > 0, "a number above 0"
+        ),
+        gpus_per_worker=section.number(
+            "gpus_per_worker",
+            default.gpus_per_worker,
+            lambda gpus: 0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0),
+            "0, a fraction of 1, or a whole number",
+        ),
+    )
+    section.refuse_rest()
+    return resources
 
 
 def this_machine() -> Node:

@@ -20,17 +20,21 @@ def summary(board: Board, search_run_id: str | None, run_id: Callable[[int], str
     best = board.best
     return {
         "search_run_id": search_run_id,
-        "trials": [_trial(row, run_id(row.number)) for _, row in sorted(board.trials.items())],
-        "best": best and {"run_id": run_id(best.number), "params": dict(best.params), "value": best.last},
+        "trials": [_trial(board, row, run_id(row.number)) for _, row in sorted(board.trials.items())],
+        "best": best and {"run_id": run_id(best.number), **_settings(board, best), "value": best.last},
     }
 
 
-def _trial(row: TrialRow, run_id: str | None) -> dict[str, Any]:
+def _settings(board: Board, row: TrialRow) -> dict[str, Any]:
+    return {"params": dict(row.params), "dependent": board.dependents.of(row.params)}
+
+
+def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "number": row.number,
         "status": str(row.status),
-        "params": dict(row.params),
+        **_settings(board, row),
         "last": row.last,
         "best": row.best,
         "steps": row.step,
@@ -59,7 +63,7 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
         console.print(f"No trial completed; results are in {folder}", style="red", markup=False, soft_wrap=True)
         return
     console.print(f"Best {board.metric} {number(best['value'])} with", style="bold", markup=False)
-    for name, value in best["params"].items():
+    for name, value in (best["params"] | best["dependent"]).items():
         console.print(f"  {name}: {number(value)}", markup=False)
     console.print(f"Results are in {folder}\nNext:", markup=False, soft_wrap=True)
     for command in next_commands(best["run_id"], tracking_uri, folder):

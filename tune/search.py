@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.max_concurrent,
             options.seed,
             options.metric,
+            options.resources,
         )
         check_data(config)
         machine = this_machine()
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tune.study import StudySearcher, create_study
     from tune.trial import TrialPlan, run_trial, trial_name
 
-    board = Board(config.name, config.metric, config.mode, config.max_steps, config.num_samples)
-    plan = TrialPlan(folder, config.arguments, config.resources, config.metric)
+    board = Board(config.name, config.metric, config.mode, config.max_steps, config.num_samples, config.dependents)
+    plan = TrialPlan(folder, config.arguments, config.resources, config.metric, config.dependents)
     searcher = StudySearcher(create_study(config), config.space, config.metric, config.mode, config.max_steps)
     scheduler = create_scheduler(config.scheduler, config.metric, config.mode, config.max_steps)
     exit_code = 0

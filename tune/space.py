@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from tune.dependents import Dependents
 from tune.errors import SearchError
 from tune.parameters import Choice, Parameter, Real, Suggester, Value
 
@@ -23,19 +24,17 @@ class Rule:
     text: str
 
 
+def _divisible(*sizes: int | None) -> bool:
+    """Whether widths are multiples of the head count, which is last; None is the vision tower's own, not known here."""
+    *widths, heads = sizes
+    return heads is None or all(width is None or width % heads == 0 for width in widths)
+
+
 RULES = (
-    Rule(
-        ("mm_hidden_dim", "mm_n_heads"),
-        lambda width, heads: width % heads == 0,
-        "mm_hidden_dim must be divisible by mm_n_heads",
-    ),
-    Rule(
-        ("conv_dim", "hidden_dim", "num_heads"),
-        lambda conv, hidden, heads: conv % heads == 0 and hidden % heads == 0,
-        "conv_dim and hidden_dim must be divisible by num_heads",
-    ),
+    Rule(("mm_hidden_dim", "mm_n_heads"), _divisible, "mm_hidden_dim must be divisible by mm_n_heads"),
+    Rule(("conv_dim", "hidden_dim", "num_heads"), _divisible, "conv_dim and hidden_dim must be divisible by num_heads"),
 )
-"""The model's rules; an argument occurs in one rule at most."""
+"""The model's rules."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +74,27 @@ class SearchSpace:
         self.linked = tuple(linked)
 
     @classmethod
-    def build(cls, parameters: Mapping[str, Parameter], fixed: Mapping[str, Any]) -> "SearchSpace":
-        """Apply the rules between arguments; ``fixed`` holds the values of those that are not searched.
+    def build(
+        cls, parameters: Mapping[str, Parameter], fixed: Mapping[str, Any], dependents: Dependents
+    ) -> "SearchSpace":
+        """Apply the rules between arguments; ``fixed`` holds the values of those that are the same in all trials.
 
         Raises:
             SearchError: no valid combination is left.
         """
         free, linked = dict(parameters), []
-        for rule in RULES:
-            searched = [name for name in rule.names if name in parameters]
-            if not searched:
+        for names, rules in _deciding(parameters, dependents):
+            combinations = list(product(*(_discrete(name, parameters[name]) for name in names)))
+            valid = combinations
+            for rule in rules:
+                valid = _valid(rule, names, valid, fixed, dependents)
+            if len(valid) == len(combinations):
                 continue
-            values = {
-                name: _whole_values(name, free[name]) if name in searched else [fixed[name]] for name in rule.names
-            }
-            rows = [row for row in product(*values.values()) if rule.holds(*row)]
-            if not rows:
-                given = "; ".join(f"{name}: {', '.join(map(str, listed))}" for name, listed in values.items())
-                raise SearchError(f"no combination is valid of {given}; {rule.text}")
-            if len(rows) == len(list(product(*values.values()))):
-                continue
-            valid = tuple(
-                dict.fromkeys(tuple(v for n, v in zip(rule.names, row, strict=True) if n in searched) for row in rows)
-            )
-            if len(searched) == 1:
-                free[searched[0]] = Choice(tuple(value for (value,) in valid))
+            if len(names) == 1:
+                free[names[0]] = Choice(tuple(value for (value,) in valid))
             else:
-                linked.append(Linked(tuple(searched), valid))
-                for name in searched:
+                linked.append(Linked(names, tuple(valid)))
+                for name in names:
                     del free[name]
         return cls(free, linked)
 
@@ -176,7 +168,44 @@ def _shown(rows: Iterable[tuple[Value, ...]]) -> str:
     return ", ".join("/".join(map(str, row)) for row in rows)
 
 
-def _whole_values(name: str, parameter: Parameter) -> list[int]:
+def _deciding(
+    parameters: Mapping[str, Parameter], dependents: Dependents
+) -> list[tuple[tuple[str, ...], tuple[Rule, ...]]]:
+    """The searched arguments that decide whether a rule holds, with it; rules that share one are taken together."""
+    leaders = dependents.leaders
+    groups: list[tuple[tuple[str, ...], tuple[Rule, ...]]] = []
+    for rule in RULES:
+        deciding = dict.fromkeys(leaders.get(name, name) for name in rule.names)
+        names = tuple(name for name in deciding if name in parameters)
+        rules: tuple[Rule, ...] = (rule,)
+        for group in [group for group in groups if set(group[0]) & set(names)]:
+            groups.remove(group)
+            names, rules = tuple(dict.fromkeys((*group[0], *names))), (*group[1], *rules)
+        groups.append((names, rules))
+    return [group for group in groups if group[0]]
+
+
+def _discrete(name: str, parameter: Parameter) -> Iterable[Value]:
     if isinstance(parameter, Real):
         raise SearchError(f"space: {name} takes whole numbers; use int or choice")
-    return [int(value) for value in parameter.values]
+    return parameter.values
+
+
+def _valid(
+    rule: Rule,
+    names: tuple[str, ...],
+    rows: list[tuple[Value, ...]],
+    fixed: Mapping[str, Any],
+    dependents: Dependents,
+) -> list[tuple[Value, ...]]:
+    """The rows, values of ``names``, with which a rule holds."""
+    given = []
+    for row in rows:
+        complete = dependents.complete(fixed, dict(zip(names, row, strict=True)))
+        given.append([complete[name] for name in rule.names])
+    found = [row for row, values in zip(rows, given, strict=True) if rule.holds(*values)]
+    if not found:
+        columns = (", ".join(map(str, dict.fromkeys(column))) for column in zip(*given, strict=True))
+        listed = "; ".join(f"{name}: {column}" for name, column in zip(rule.names, columns, strict=True))
+        raise SearchError(f"no combination is valid of {listed}; {rule.text}")
+    return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from psalm.train.arguments import parse_settings
 from psalm.train.fields import SettingError
 from psalm.train.train import train
+from tune.dependents import Dependents
 from tune.reporting import MetricError, RayReportCallback
 from tune.resources import TrialResources
 
@@ -37,6 +38,7 @@ class TrialPlan:
     arguments: Mapping[str, Any]
     resources: TrialResources
     metric: str
+    dependents: Dependents = field(default_factory=Dependents)
 
     def trial_folder(self, number: int) -> Path:
         """Where a trial keeps its records, checkpoints and pictures."""
@@ -44,7 +46,7 @@ class TrialPlan:
 
     def settings(self, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
         """Every training argument of a trial that is not left at its default."""
-        return {**self.arguments, **params, "output_dir": str(self.trial_folder(number))}
+        return self.dependents.complete(self.arguments, params) | {"output_dir": str(self.trial_folder(number))}
 
     @property
     def own_resources(self) -> PlacementGroupFactory:

@@ -34,6 +34,6 @@ launch --deepspeed zero2 --model_name_or_path "$MODEL_NAME_OR_PATH" --vision_tow
   --mm_projector_type deformable --mm_hidden_dim 256 --mm_n_heads 8 --mm_n_points 4 --swin_type "${SWIN_TYPE:-base}" \
   --bf16 True --gradient_checkpointing True --num_train_epochs 10 \
   --per_device_train_batch_size 1 --per_device_eval_batch_size 1 --gradient_accumulation_steps 4 \
-  --learning_rate 1e-6 --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine \
+  --learning_rate 1e-6 --offset_lr_multiplier 0.1 --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine \
   --eval_strategy steps --eval_steps 500 --save_strategy steps --save_steps 500 --save_total_limit 2 \
   --logging_steps 10 --dataloader_num_workers 2 "${flags[@]}" "$@"

@@ -6,12 +6,13 @@ from typing import Any
 
 from psalm.doctor.files import check_files, deepspeed_config, zero_stage
 from psalm.doctor.findings import Findings, not_checked
-from psalm.doctor.memory import Sharding, check_memory, check_offload, memory_need
+from psalm.doctor.memory import check_memory, check_offload
 from psalm.doctor.settings import Request, check_given
 from psalm.doctor.speed import check_speed
 from psalm.doctor.step import TaskStep, check_steps
 from psalm.doctor.surroundings import Device, check_compiler, check_dependencies, check_device
 from psalm.doctor.weights import check_projector, check_weights
+from psalm.model.memory import Sharding, memory_need
 from psalm.train.fingerprints import count_parameters
 from psalm.train.tasks import tasks_of
 from psalm.train.trainer import PsalmTrainer

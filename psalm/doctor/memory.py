@@ -1,90 +1,31 @@
 """Check 8: what a training step needs of each device's memory, and whether it is there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from psalm.doctor.findings import Finding, Findings, advice, not_checked, ok, problem
 from psalm.doctor.surroundings import Device
 from psalm.doctor.units import gib
-
-FLOAT32, HALF = 4, 2
-MOMENTS = 2 * FLOAT32
-"""AdamW's two float32 moments of a number."""
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How DeepSpeed divides the state of a training."""
-
-    stage: int
-    devices: int
-
-
-@dataclass(frozen=True)
-class MemoryNeed:
-    """Bytes on each device."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """All of them at once, as in the last backward pass of a step."""
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-    def __str__(self) -> str:
-        return (
-            f"{gib(self.total)} per device (weights {gib(self.weights)}, gradients {gib(self.gradients)}, "
-            f"optimizer {gib(self.optimizer)}, activations {gib(self.activations)})"
-        )
-
-
-def memory_need(
-    trained: int, frozen: int, activations: int, *, half: bool = False, sharding: Sharding | None = None
-) -> MemoryNeed:
-    """What a step with AdamW needs of each device (ZeRO, arXiv 1910.02054, section 3 and figure 1).
-
-    With P trained and F frozen numbers, b bytes of each (2 where DeepSpeed trains in half precision, else 4: autocast
-    keeps float32) and N devices::
-
-        weights     b (P + F)             / N from stage 3 on
-        gradients   b P                   / N from stage 2 on
-        optimizer   8 P, 12 P with DeepSpeed where it keeps a float32 copy of the weights: in half precision, and
-                    from stage 1 on in any    / N from stage 1 on
-
-    Not counted: what communication needs, what the allocator wastes, the libraries' own.
-
-    Args:
-        trained: P.
-        frozen: F.
-        activations: bytes of one micro-batch on one device.
-        half: whether the run is in bf16 or fp16.
-        sharding: DeepSpeed's, or None without it.
-    """
-    stage, devices = (0, 1) if sharding is None else (sharding.stage, sharding.devices)
-    number = HALF if half and sharding is not None else FLOAT32
-    copy = FLOAT32 if sharding is not None and (half or stage >= 1) else 0
-
-    def part(size: int, sharded_from: int) -> int:
-        return -(-size // devices) if stage >= sharded_from else size
-
-    return MemoryNeed(
-        weights=part(number * (trained + frozen), 3),
-        gradients=part(number * trained, 2),
-        optimizer=part((MOMENTS + copy) * trained, 1),
-        activations=activations,
-    )
+from psalm.model.memory import MemoryNeed
 
 
 def check_memory(need: MemoryNeed, device: Device, values: Mapping[str, Any]) -> Findings:
     """Whether the need of one device fits into what was free of its memory before there was a model."""
-    images = f"{need} with --per_device_train_batch_size {values['per_device_train_batch_size']}"
+    images = f"{_in_words(need)} with --per_device_train_batch_size {values['per_device_train_batch_size']}"
     if need.total <= device.free:
         return [ok(f"{images}; {gib(device.free)} are free")]
-    return [problem(f"{images}, but {gib(device.free)} are free: {_less_memory(values)}")]
+    ways = _fewer_trained(values) if need.update_is_peak else _less_memory(values)
+    return [problem(f"{images}, but {gib(device.free)} are free: {ways}")]
+
+
+def _in_words(need: MemoryNeed) -> str:
+    """The need and what it consists of, at the larger of a step's two peaks."""
+    if need.update_is_peak:
+        peak = f"update of the weights {gib(need.update)}"
+    else:
+        peak = f"gradients {gib(need.gradients)}, activations {gib(need.activations)}"
+    kept = f"weights {gib(need.weights)}, optimizer {gib(need.optimizer)}"
+    return f"{gib(need.total)} per device ({kept}, {peak})"
 
 
 def check_offload(zero: Mapping[str, Any]) -> Findings:
@@ -107,6 +48,14 @@ def _less_memory(values: Mapping[str, Any]) -> str:
     if values["per_device_train_batch_size"] > 1:
         ways.append("a smaller --per_device_train_batch_size with more --gradient_accumulation_steps")
     ways += ["a smaller --mm_hidden_dim", "a smaller --image_size"]
-    if values["deepspeed"] is None:
-        ways.append("--deepspeed zero2 or zero3 on several devices")
-    return "; ".join(ways)
+    return "; ".join([*ways, *_divided(values)])
+
+
+def _fewer_trained(values: Mapping[str, Any]) -> str:
+    """What makes the update of the weights need less memory, and is not done yet."""
+    ways = [] if values["tune_mm_mlp_adapter"] else ["--tune_mm_mlp_adapter True"]
+    return "; ".join([*ways, *_divided(values)]) or "more devices"
+
+
+def _divided(values: Mapping[str, Any]) -> list[str]:
+    return ["--deepspeed zero2 or zero3 on several devices"] if values["deepspeed"] is None else []

@@ -8,6 +8,7 @@ from psalm.constants import CROSS_IMAGE, REFERRING, REGION
 from psalm.doctor.findings import Findings, advice, ok, problem
 from psalm.train.arguments import RENAMED, RETIRED, SettingError, argument_fields, check_settings, with_defaults
 from psalm.train.command_line import read_flags
+from psalm.train.inputs import check_variables
 from psalm.train.task_data import SOURCES
 from psalm.train.tasks import tasks_of
 
@@ -49,9 +50,10 @@ def check_given(request: Request) -> tuple[dict[str, Any] | None, Findings]:
     """Every setting's value with the defaults of those not given, None if one is wrong; and what was found."""
     try:
         checked = check_settings(request.given)
+        values = with_defaults(checked)
+        check_variables(values)
     except SettingError as error:
         return None, [problem(error)]
-    values = with_defaults(checked)
     found = [ok(f"{len(checked)} settings given, {len(values) - len(checked)} at their defaults")]
     if request.retired:
         found.append(advice(f"no effect any more: {_flags(request.retired)}"))

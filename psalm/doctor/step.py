@@ -13,11 +13,12 @@ from psalm.data.collator import Batch
 from psalm.data.schedule import TrainingSchedule
 from psalm.doctor.findings import Finding, Findings, Status, advice, ok, problem, shortened
 from psalm.doctor.measuring import PeakMemory
-from psalm.doctor.memory import lacking, memory_need
+from psalm.doctor.memory import lacking
 from psalm.doctor.parts import part_of, trained_parts
 from psalm.doctor.surroundings import Device
 from psalm.doctor.units import gib
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.model.memory import memory_need
 from psalm.train.fingerprints import count_parameters
 from psalm.train.trainer import PsalmTrainer
 

@@ -1,19 +1,15 @@
 """Checks 5 and 6: the model built as training builds it, what filled it, and that the deformable projector is on."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from psalm.doctor.findings import Finding, Findings, advice, ok, problem, shortened
 from psalm.doctor.memory import lacking
 from psalm.doctor.surroundings import Device
 from psalm.model.key_report import KeyReport
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
-from psalm.model.projector_weights import load_projectors
-from psalm.model.vision_weights import load_vision_tower, resolve_vision_tower
 from psalm.model.weight_files import BUILTIN
 from psalm.train.arguments import parse_settings
 from psalm.train.fingerprints import count_parameters
@@ -36,12 +32,11 @@ def check_weights(
     changed = {"output_dir": output_dir, "deepspeed": None, **only(tasks, values)}
     try:
         trainer = build_trainer(parse_settings({**values, **changed}))
-        reports = key_reports(trainer.model, values)
     except torch.OutOfMemoryError:
         return None, [lacking("the model alone does not fit into the device's memory", values, device)]
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError) as error:
         return None, [problem(error)]
-    found = [finding for report in reports for finding in report_findings(report)]
+    found = [finding for report in trainer.model.key_reports for finding in report_findings(report)]
     return trainer, [_size(trainer.model), _language_model(values["model_name_or_path"]), *found]
 
 
@@ -49,14 +44,6 @@ def only(tasks: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make a run one of these tasks alone."""
     ratios = ",".join(f"{task}={ratio:g}" for task, ratio in ratios_of(values).items() if task in tasks)
     return {"seg_task": ",".join(tasks), "cross_image_seg_task": False, "data_ratio": ratios or None}
-
-
-def key_reports(model: PsalmForSegmentation, values: Mapping[str, Any]) -> list[KeyReport]:
-    """What became of each name in the files; the model has been filled from them, and is so once more."""
-    reports = [load_vision_tower(model, resolve_vision_tower(values["vision_tower"], values["swin_type"]))]
-    if values["pretrain_mm_mlp_adapter"] is not None:
-        reports.append(load_projectors(model, Path(values["pretrain_mm_mlp_adapter"])))
-    return reports
 
 
 def report_findings(report: KeyReport) -> Findings:

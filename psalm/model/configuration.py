@@ -9,13 +9,15 @@ SWIN_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 """What the mask decoder and the projectors read of a Swin: res2, res3, res4, res5."""
 
 SWIN_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+    "small": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
     "large": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
 }
-"""Swin-B and Swin-L (384 pixels) as published with Mask2Former."""
+"""Swin-T and Swin-S (pretrained on 224 pixels), Swin-B and Swin-L (384), as published with Mask2Former."""
 
-IMAGE_SIZE = 1024
-"""Side of the padded square that the published weights were trained on."""
+SWIN_DEFAULTS: dict[str, Any] = {"image_size": 1024, "drop_path_rate": 0.0}
+"""What published weights do not show: the side of the padded square that they were trained on, no stochastic depth."""
 
 
 @strict
@@ -36,7 +38,7 @@ class PsalmConfig(PreTrainedConfig):
 
     text_config: Any = None
     vision_config: Any = None
-    swin_type: Literal["base", "large"] = "base"
+    swin_type: Literal["tiny", "small", "base", "large"] = "base"
 
     mm_projector_type: Literal["swin_conv", "deformable"] = "deformable"
     mm_conv_planes: int = 2048
@@ -72,7 +74,7 @@ class PsalmConfig(PreTrainedConfig):
         elif isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**{"model_type": PhiConfig.model_type, **self.text_config})
         if self.vision_config is None:
-            self.vision_config = {"image_size": IMAGE_SIZE, "drop_path_rate": 0.0, **SWIN_SIZES[self.swin_type]}
+            self.vision_config = {**SWIN_DEFAULTS, **SWIN_SIZES[self.swin_type]}
         if isinstance(self.vision_config, dict):
             self.vision_config = SwinConfig(**{"out_features": SWIN_STAGES, **self.vision_config})
         if self.projector_outdim is None:

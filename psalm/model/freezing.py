@@ -18,7 +18,7 @@ def set_trainable(
         train_backbone: the vision tower is trained; it is frozen otherwise.
         freeze_backbone: the LLM is frozen (LLaVA's backbone).
         tune_mm_mlp_adapter: the projectors alone are trained.
-        freeze_mm_mlp_adapter: the projectors are frozen.
+        freeze_mm_mlp_adapter: the projectors are frozen; the statistics of their batch norms stay as they are.
 
     Raises:
         ValueError: the projectors alone are to be trained, but they are frozen or the vision tower is trained too.
@@ -34,4 +34,5 @@ def set_trainable(
     for projector in projectors:
         projector.requires_grad_(not freeze_mm_mlp_adapter)
     llm.vision_tower.requires_grad_(train_backbone)
-    llm.vision_tower.train(model.training)
+    for part in (llm.vision_tower, *projectors):
+        part.train(model.training)

@@ -1,5 +1,6 @@
 """What became of each name when weights were loaded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,29 @@ class KeyReport:
 
     def __str__(self) -> str:
         def named(names: tuple[str, ...]) -> str:
-            return f"{len(names)} ({', '.join(names)})" if names else "0"
+            return f"{len(names)} ({', '.join(folded(names))})" if names else "0"
 
         return (
             f"{self.source}: {len(self.loaded)} loaded, {named(self.unused)} unused, "
             f"{named(self.initial)} left at initial values, {len(self.computed)} computed instead"
         )
+
+
+def folded(names: Iterable[str]) -> list[str]:
+    """Dotted names in a shell's braces, so that what they share is written once: ``a.{x,y}.bias``.
+
+    Expanding the braces gives every name back.
+    """
+    rests: dict[str, list[str]] = {}
+    for name in names:
+        head, _, rest = name.partition(".")
+        rests.setdefault(head, []).append(rest)
+    heads: dict[tuple[str, ...], list[str]] = {}
+    for head, below in rests.items():
+        heads.setdefault(tuple(folded(below)) if any(below) else (), []).append(head)
+    return [".".join(filter(None, (_braced(alike), _braced(below)))) for below, alike in heads.items()]
+
+
+def _braced(names: Iterable[str]) -> str:
+    first, *others = [*names] or [""]
+    return f"{{{','.join((first, *others))}}}" if others else first

@@ -60,7 +60,7 @@ class ModelArguments:
     freeze_backbone: bool = field(default=False, metadata={"help": "Freeze the language model."})
     tune_mm_mlp_adapter: bool = field(default=False, metadata={"help": "Train the projectors and nothing else."})
     freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "Freeze the projectors."})
-    swin_type: Literal["base", "large"] = _of_model("swin_type", "Size of the Swin vision tower.")
+    swin_type: Literal["tiny", "small", "base", "large"] = _of_model("swin_type", "Size of the Swin vision tower.")
     mm_projector_type: Literal["swin_conv", "deformable"] = _of_model(
         "mm_projector_type", "How image features become tokens of the language model."
     )
@@ -192,6 +192,22 @@ class TrainingArguments(transformers.TrainingArguments):
         default=10.0, metadata={"help": "Passes over the training data, unless max_steps is given."}
     )
     learning_rate: float = field(default=6e-5, metadata={"help": "Peak learning rate."})
+    offset_lr_multiplier: float = field(
+        default=1.0,
+        metadata={
+            "help": "Learning rate of the deformable projector's sampling offsets and learned reference points, as a "
+            "multiple of learning_rate (Deformable DETR: 0.1).",
+            "range": POSITIVE,
+        },
+    )
+    backbone_lr_multiplier: float = field(
+        default=1.0,
+        metadata={
+            "help": "Learning rate of the vision tower where it is trained, as a multiple of learning_rate "
+            "(Mask2Former: 0.1).",
+            "range": POSITIVE,
+        },
+    )
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "How the learning rate falls."})
     warmup_ratio: float = field(
         default=0.03,
@@ -246,6 +262,10 @@ class TrainingArguments(transformers.TrainingArguments):
             name_single_process()
             without_compiled_collectives()
         super().__post_init__()
+        if self.deepspeed is not None:
+            # Weights are saved whole, also where ZeRO-3 has sharded them.
+            zero = self.hf_deepspeed_config.config["zero_optimization"]
+            zero["stage3_gather_16bit_weights_on_model_save"] = True
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps of the linear warm-up: ``warmup_steps``, or the fraction ``warmup_ratio`` of all steps."""

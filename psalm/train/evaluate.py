@@ -25,10 +25,11 @@ from psalm.train.command_line import read_flags
 from psalm.train.distributed import leave_process_group
 from psalm.train.fields import TRUE, nearest
 from psalm.train.quiet import quiet_libraries
+from psalm.train.saving import SETTINGS_FILE
 from psalm.train.task_data import load_training, load_validation
 from psalm.train.tasks import tasks_of
 from psalm.train.train import task_examples
-from psalm.train.trainer import SETTINGS_FILE, PsalmTrainer
+from psalm.train.trainer import PsalmTrainer
 
 
 def evaluate_checkpoint(

@@ -10,6 +10,7 @@ import enum
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,8 @@ TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
 NOTHING = ("none", "null")
 
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+
 
 class SettingError(ValueError):
     """A setting that cannot be used; the message is one line."""
@@ -30,6 +33,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the known name that is most like ``name``, or nothing."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unset_variables(path: str) -> list[str]:
+    """The environment variables of a path (``$NAME`` or ``${NAME}``) that are not set, or are empty."""
+    names = (name.strip("{}") for name in _VARIABLE.findall(path))
+    return [name for name in dict.fromkeys(names) if not os.environ.get(name)]
+
+
+def expand_variables(path: str) -> str:
+    """A path with the values of its environment variables; as it is while one of them is not set."""
+    return path if unset_variables(path) else os.path.expandvars(path)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,11 @@ class Field:
     help: str
     range: Range | None = None
     path: bool = False
-    """Whether text is a path of this machine (made absolute), unless it is one of ``words``."""
+    """Whether text is a path of this machine, unless it is one of ``words``.
+
+    Environment variables in it are replaced, and it is made absolute. While one of them is not set it stays as it is,
+    for ``psalm.train.inputs.check_variables`` to refuse.
+    """
     words: tuple[str, ...] = ()
     """Text that is no path although ``path`` is set."""
     parse: Callable[[Any], Any] | None = None
@@ -101,6 +119,8 @@ class Field:
         Raises:
             SettingError: wrong type, unknown choice or out of range.
         """
+        if self.path and isinstance(value, str):
+            value = expand_variables(value)
         if value is None or (isinstance(value, str) and value.lower() in NOTHING and self._takes_none_as_text()):
             if not self.optional:
                 raise SettingError(f"{self.name} must have a value, but got none; give {self.expected()}")
@@ -114,7 +134,7 @@ class Field:
             raise SettingError(f"{self.name} must be {self.range}, but got {value:g}; choose another value")
         if self.range is not None and isinstance(value, float) and value == int(value) >= self.range.whole_from:
             return int(value)
-        if self.path and isinstance(value, str) and value not in self.words:
+        if self.path and isinstance(value, str) and value not in self.words and not unset_variables(value):
             return os.path.abspath(os.path.expanduser(value))
         return value
 

@@ -1,6 +1,8 @@
 """Before any compute: do the files that settings name exist, are they of the format expected, do they fit the sizes?"""
 
+import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,23 @@ import torch
 from psalm.data.checks import check_data
 from psalm.data.errors import DataError
 from psalm.model.configuration import PsalmConfig
-from psalm.train.fields import SettingError, nearest
+from psalm.train.argument_groups import DataArguments, ModelArguments
+from psalm.train.fields import SettingError, nearest, unset_variables
 from psalm.train.task_data import load_task
 from psalm.train.tasks import tasks_of
 
 DEEPSPEED_FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "deepspeed"
 """Where a DeepSpeed configuration given by name is looked for: ``zero2`` is ``zero2.json`` there."""
+
+PATHS = (
+    *(
+        field.name
+        for field in (*dataclasses.fields(ModelArguments), *dataclasses.fields(DataArguments))
+        if field.metadata.get("path")
+    ),
+    "output_dir",
+)
+"""The settings that hold a path."""
 
 
 def deepspeed_file(name: str) -> str | dict[str, Any] | None:
@@ -31,7 +44,7 @@ def deepspeed_file(name: str) -> str | dict[str, Any] | None:
     known = sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json"))
     if name in known:
         return str(DEEPSPEED_FOLDER / f"{name}.json")
-    path = Path(name).expanduser()
+    path = Path(os.path.expandvars(name)).expanduser()
     if not path.is_file():
         hint = nearest(name, known) or f"; known names are {', '.join(known) or '(none)'}"
         raise SettingError(f"deepspeed must be a JSON file or a name, but there is no file {name!r}{hint}")
@@ -45,12 +58,32 @@ def config_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_variables(*runs: Mapping[str, Any]) -> None:
+    """The environment variables in paths are set; ``runs`` are the settings of each run, whose faults are told at once.
+
+    Raises:
+        SettingError: one line with every variable that is not set, or is empty, and the settings that hold it.
+    """
+    holders: dict[str, dict[str, None]] = {}
+    for name in PATHS:
+        for value in (settings.get(name) for settings in runs):
+            for variable in unset_variables(value) if isinstance(value, str) else ():
+                holders.setdefault(variable, {})[name] = None
+    held_by: dict[tuple[str, ...], list[str]] = {}
+    for variable, names in holders.items():
+        held_by.setdefault(tuple(names), []).append(variable)
+    if holders:
+        listed = ", ".join(f"{', '.join(variables)} ({', '.join(names)})" for names, variables in held_by.items())
+        raise SettingError(f"not set in the environment: {listed}; export {'them' if len(holders) > 1 else 'it'}")
+
+
 def check_files(values: Mapping[str, Any]) -> None:
     """Checks what the values of all settings name.
 
     Raises:
         SettingError: one line that says which setting, which file, and what is wrong with it.
     """
+    check_variables(values)
     if isinstance(values["deepspeed"], str):
         _json("deepspeed", values["deepspeed"], Path(values["deepspeed"]).read_text())
     _check_device(values)
@@ -68,19 +101,19 @@ def _check_device(values: Mapping[str, Any]) -> None:
 
 def _check_model(values: Mapping[str, Any]) -> None:
     # Here, because it brings the whole model: a setting that is wrong by itself is refused in half the time.
-    from psalm.model.language_weights import llm_hidden_size
-    from psalm.model.vision_weights import read_tower_config, resolve_vision_tower
+    from psalm.model.checkpoints import check_model
 
     adapter = values["pretrain_mm_mlp_adapter"]
     if adapter is not None and not Path(adapter).is_file():
         raise SettingError(f"pretrain_mm_mlp_adapter must be a file, but there is none at {adapter}; give its path")
     try:
-        width = llm_hidden_size(values["model_name_or_path"])
-        tower = read_tower_config(
-            resolve_vision_tower(values["vision_tower"], values["swin_type"]), values["swin_type"]
+        check_model(
+            values["model_name_or_path"],
+            values["vision_tower"],
+            values["swin_type"],
+            pretrain_mm_mlp_adapter=adapter,
+            **config_overrides(values),
         )
-        given = {name: value for name, value in config_overrides(values).items() if value is not None}
-        PsalmConfig(**{**tower, **given, "text_config": {"hidden_size": width}})
     except ValueError as error:
         raise SettingError(" ".join(str(error).split())) from error
 

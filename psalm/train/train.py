@@ -1,6 +1,5 @@
 """Trains PSALM: ``python psalm/train/train.py FLAGS``, ``deepspeed psalm/train/train.py FLAGS``, or ``train(args)``."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import yaml
 from transformers import TrainerCallback, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 
 from psalm.data.collator import Collator
 from psalm.data.dataset import TaskData
@@ -21,6 +19,8 @@ from psalm.model.freezing import set_trainable
 from psalm.model.language_model.llava_phi import startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
+from psalm.train.checkpoint_files import checkpoint_step as checkpoint_step
+from psalm.train.checkpoint_files import finish_checkpoints, resumed_step
 from psalm.train.distributed import leave_process_group, whole_weights
 from psalm.train.fields import SettingError
 from psalm.train.fingerprints import run_tags
@@ -43,7 +43,8 @@ def train(
     Args:
         args: see ``psalm.train.arguments``.
         callbacks: called after the run's own, on every rank.
-        resume_from_checkpoint: a checkpoint of the same run; it then goes on as if it had not been interrupted.
+        resume_from_checkpoint: a checkpoint of the same run, in its folder; it then goes on as if it had not been
+            interrupted.
 
     Returns:
         The metrics of the final evaluation.
@@ -51,14 +52,16 @@ def train(
     Raises:
         TrainingDiverged: a loss is no finite number.
         ValueError: data or weights are missing or do not fit; the message is one line.
+        SettingError: the checkpoint cannot be gone on from, or is not to be trusted.
     """
     quiet_libraries()
+    done = None if resume_from_checkpoint is None else step_to_resume(args, resume_from_checkpoint)
     records = RunRecords(args.training.output_dir) if args.training.process_index == 0 else None
     try:
         trainer = build_trainer(args)
         if records is not None:
             sys.stdout.write(startup_lines(trainer.model) + "\n" + data_lines(trainer) + "\n")
-            record_start(records, trainer, resume_from_checkpoint)
+            record_start(records, trainer, done)
             trainer.add_callback(RecordsCallback(records))
             trainer.add_callback(PicturesCallback(records, trainer))
         for callback in callbacks:
@@ -158,18 +161,32 @@ def schedule_tags(trainer: PsalmTrainer) -> dict[str, float]:
 
 
 def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
-    """Trains, evaluates the last step if that has not been done, saves the final model."""
+    """Trains, evaluates the last step if that has not been done, saves the final model, keeps checkpoints' weights."""
+    args = trainer.args
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     step, metrics = trainer.last_evaluation
     if step != trainer.state.global_step:
         metrics = trainer.evaluate()
     if save:
-        trainer.save_model(str(Path(trainer.args.output_dir) / FINAL_MODEL))
+        trainer.save_model(str(Path(args.output_dir) / FINAL_MODEL))
+    trainer.accelerator.wait_for_everyone()
+    if args.should_save:
+        finish_checkpoints(args.output_dir, trainer.state.global_step if save else None)
     return metrics
 
 
-def record_start(records: RunRecords, trainer: PsalmTrainer, resume_from_checkpoint: str | None) -> None:
-    """What was asked, what it is made of, and that it begins."""
+def step_to_resume(args: Arguments, checkpoint: str) -> int:
+    """The global step after which the run goes on from a checkpoint.
+
+    Raises:
+        SettingError: see ``psalm.train.checkpoint_files.resumed_step``.
+    """
+    training = args.training
+    return resumed_step(checkpoint, training.output_dir, deepspeed=training.deepspeed is not None)
+
+
+def record_start(records: RunRecords, trainer: PsalmTrainer, resumed_after: int | None) -> None:
+    """What was asked, what it is made of, and that it begins, or goes on after a global step."""
     records.settings(trainer.settings)
     records.tags(
         run_tags(trainer.settings, trainer.data, trainer.model, trainer.args.world_size) | schedule_tags(trainer)
@@ -178,22 +195,10 @@ def record_start(records: RunRecords, trainer: PsalmTrainer, resume_from_checkpo
     config.parent.mkdir(exist_ok=True)
     config.write_text(yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True))
     records.artifact(config)
-    if resume_from_checkpoint is None:
+    if resumed_after is None:
         records.event("started")
     else:
-        records.event("resumed", step=checkpoint_step(resume_from_checkpoint))
-
-
-def checkpoint_step(checkpoint: str | Path) -> int:
-    """The global step at which a checkpoint was saved.
-
-    Raises:
-        ValueError: the folder is no checkpoint of a run.
-    """
-    path = Path(checkpoint) / TRAINER_STATE_NAME
-    if not path.is_file():
-        raise ValueError(f"resume_from_checkpoint must be a checkpoint's folder, but {path} is missing")
-    return int(json.loads(path.read_text())["global_step"])
+        records.event("resumed", step=resumed_after)
 
 
 def main() -> None:
@@ -202,6 +207,8 @@ def main() -> None:
     try:
         args = parse_command_line(sys.argv[1:])
         check_inputs(resolved_settings(args))
+        if args.training.resume_from_checkpoint is not None:
+            step_to_resume(args, args.training.resume_from_checkpoint)
     except SettingError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None

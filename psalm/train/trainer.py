@@ -3,7 +3,6 @@
 Letters: W ranks, A accumulation steps (micro-batches of one optimizer step on one rank).
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,21 +13,21 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from psalm.data.questions import Asked, Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.train.checkpoint_files import checkpoint_folder
 from psalm.train.loss_window import LossWindow
 from psalm.train.measures import StepClock, peak_memory_mb
+from psalm.train.optimizer import learning_rate_multipliers, multiply_learning_rates
 from psalm.train.predictions import PredictionWriter
+from psalm.train.saving import SavingTrainer
 from psalm.train.scorers import SCORERS, Scorer
 from psalm.train.scoring import answer_batches, make_loader, of_all_ranks, shard
 from psalm.train.task_data import TaskSplits
 from psalm.train.tasks import metric_name, with_mean
 
-SETTINGS_FILE = "settings.json"
-"""In every checkpoint: the run's resolved settings."""
 SHOWN_IMAGES = 4
 """Questions of each task whose answers are kept for the pictures of predictions."""
 
@@ -36,7 +35,7 @@ SPEED_KEYS = ("train_runtime", "train_samples_per_second", "train_steps_per_seco
 """What transformers logs at the end of a run about that process's share of it: not the same for a resumed run."""
 
 
-class PsalmTrainer(transformers.Trainer):
+class PsalmTrainer(SavingTrainer):
     """Trains on a ``TrainingSchedule`` and scores on an ``Evaluation`` per task.
 
     Losses are normalised over the whole optimizer step: the criterion divides by the masks and regions of all ranks and
@@ -51,7 +50,7 @@ class PsalmTrainer(transformers.Trainer):
         evaluations: task -> the questions to score on.
         collator: examples -> batch.
         data: of a training: task -> what schedule and evaluations were made from.
-        tokenizer, settings: saved with every checkpoint; settings name the tasks and so the metrics.
+        tokenizer, settings: see ``SavingTrainer``; settings name the tasks and so the metrics.
     """
 
     def __init__(
@@ -74,14 +73,14 @@ class PsalmTrainer(transformers.Trainer):
             train_dataset=schedule,
             eval_dataset=dict(evaluations),
             callbacks=list(callbacks),
+            tokenizer=tokenizer,
+            settings=settings,
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = (
             True  # compute_loss normalises over the step; the Trainer must not divide again
         )
         self.loss_is_scaled_for_ga = True
-        self.tokenizer = tokenizer
-        self.settings = dict(settings)
         self.epoch_samples = sum(len(source) for source in schedule.datasets.values()) if schedule is not None else 0
         self.last_evaluation: tuple[int, dict[str, float]] = (-1, {})
         self.evaluations = dict(evaluations)
@@ -98,6 +97,19 @@ class PsalmTrainer(transformers.Trainer):
         if isinstance(resume_from_checkpoint, str):
             self.losses.load(resume_from_checkpoint, self.args.process_index, self.args.device)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in transformers, with a learning rate of its own for the parts that the settings name."""
+        exists = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not exists:
+            multipliers = learning_rate_multipliers(
+                self.model,
+                offset_lr_multiplier=self.args.offset_lr_multiplier,
+                backbone_lr_multiplier=self.args.backbone_lr_multiplier,
+            )
+            multiply_learning_rates(optimizer, multipliers)
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -235,15 +247,7 @@ class PsalmTrainer(transformers.Trainer):
         self._share_buffers()
         with self.clock.apart():
             super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.losses.save(folder, self.args.process_index)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Weights, configuration, tokenizer and settings: what ``psalm.train.evaluate`` needs, in one folder."""
-        super()._save(output_dir, state_dict)
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        self.tokenizer.save_pretrained(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2))
+        self.losses.save(checkpoint_folder(self.args.output_dir, self.state.global_step), self.args.process_index)
 
     def _share_buffers(self) -> None:
         """Every rank takes rank 0's buffers (statistics of batch normalisation, which drift apart)."""

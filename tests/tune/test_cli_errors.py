@@ -64,6 +64,9 @@ def config_file(folder: Path, **changes: Any) -> str:
         (["--num-samples", "two"], ["--num-samples", "'two'", "a whole number"]),
         (["--max-concurrent", "0"], ["--max-concurrent", "'0'", "at least 1"]),
         (["--seed", "-1"], ["--seed", "'-1'", "at least 0"]),
+        (["--resources", "gpus_per_worker"], ["--resources", "'gpus_per_worker'", "name=value"]),
+        (["--resources", "workers_per_trial=1", "gpus_per_worker=-1"], ["--resources", "gpus_per_worker = -1"]),
+        (["--resources", "gpus_per_worker=64"], ["64 GPUs", "there are"]),
         (["--config", "absent.yaml"], ["--config", "absent.yaml", "no such file"]),
         (["--nonsense"], ["--nonsense"]),
         (["--tracking-uri", "http://127.0.0.1:9"], ["tracking URI", "127.0.0.1:9"]),
@@ -74,6 +77,17 @@ def test_a_wrong_option(capsys: pytest.CaptureFixture[str], argv: list[str], wor
     message = refused(capsys, *argv)
     for word in words:
         assert word in message
+
+
+def test_the_search_on_published_weights_names_every_variable_that_it_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PHI_1_5", "MASK2FORMER_SWIN_BASE", "MASK2FORMER_SWIN_LARGE", "COCO"):
+        monkeypatch.delenv(name, raising=False)
+    assert refused(capsys, "--config", str(DEFAULT_CONFIG.with_name("phi15_swin.yaml"))) == (
+        "search.py: not set in the environment: PHI_1_5 (model_name_or_path), "
+        "MASK2FORMER_SWIN_BASE, MASK2FORMER_SWIN_LARGE (vision_tower), COCO (panoptic_json_path); export them\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +142,8 @@ def test_help_is_in_full_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options(["--help"])
     text = capsys.readouterr().out
-    for option in ("config", "num-samples", "max-concurrent", "output-dir", "tracking-uri", "seed", "address", "set"):
+    options = ("config", "num-samples", "max-concurrent", "output-dir", "tracking-uri", "seed", "address", "set")
+    for option in (*options, "resources"):
         assert f"--{option} " in text
 
 
@@ -136,7 +151,8 @@ def test_defaults(here: Path) -> None:
     options = parse_options([])
     assert options.output_dir == here / "runs"
     assert options.tracking_uri == f"sqlite:///{here / 'runs' / 'mlflow.db'}"
-    assert (options.config, options.address, options.assignments) == (DEFAULT_CONFIG, "local", ())
+    assert (options.config, options.address) == (DEFAULT_CONFIG, "local")
+    assert options.assignments == options.resources == ()
 
 
 def test_a_taken_folder_gets_a_number(here: Path) -> None:

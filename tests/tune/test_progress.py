@@ -1,14 +1,32 @@
 """The board's arithmetic, and what a person sees of it."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tune.board import Board, Status
-from tune.progress import Progress, clock, trial_table
+from tune.config import load_config
+from tune.options import DEFAULT_CONFIG
+from tune.progress import Progress, announce, clock, trial_table
 
 PARAMS = {"mm_hidden_dim": 64, "mm_n_heads": 8, "mm_n_points": 4, "learning_rate": 0.00123456, "swin_type": "large"}
+
+
+def test_a_search_is_announced_with_its_space_and_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "MASK2FORMER_SWIN_BASE", "/a/folder/with/a/rather/long/name/for/all/weights/of/mask2former/b.pkl"
+    )
+    monkeypatch.setenv("MASK2FORMER_SWIN_LARGE", "/l.pkl")
+    file = io.StringIO()
+    announce(load_config(DEFAULT_CONFIG.with_name("phi15_swin.yaml")), Path("/runs/s"), Console(file=file, width=120))
+    lines = file.getvalue().splitlines()
+    assert "  swin_type: one of base, large" in lines
+    assert (
+        "  vision_tower: /a/folder/with/a/rather/long/name/for/all/weights/of/mask2former/b.pkl for swin_type = base; "
+        "/l.pkl for swin_type = large"
+    ) in lines
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from tune.board import Board, Status
+from tune.dependents import Dependents
 from tune.results import next_commands, print_results, summary, write_summary
 
 URI = "sqlite:////x/mlflow.db"
@@ -31,7 +32,7 @@ def test_the_summary_has_every_trial_and_the_best_of_full_length(board: Board, t
     write_summary(tmp_path, summary(board, "parent", lambda number: f"run{number}"))
     content = json.loads((tmp_path / "search.json").read_text())
     assert content["search_run_id"] == "parent"
-    assert content["best"] == {"run_id": "run1", "params": {"mm_n_points": 1}, "value": 60.0}
+    assert content["best"] == {"run_id": "run1", "params": {"mm_n_points": 1}, "dependent": {}, "value": 60.0}
     assert [t["number"] for t in content["trials"]] == [0, 1, 2]
     second = content["trials"][1]
     assert second.pop("seconds") >= 0
@@ -40,6 +41,7 @@ def test_the_summary_has_every_trial_and_the_best_of_full_length(board: Board, t
         "number": 1,
         "status": "completed",
         "params": {"mm_n_points": 1},
+        "dependent": {},
         "last": 60.0,
         "best": 65.0,
         "steps": 100,
@@ -47,6 +49,16 @@ def test_the_summary_has_every_trial_and_the_best_of_full_length(board: Board, t
     }
     assert content["trials"][2]["reason"] == "stopped early at step 30"
     assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+
+
+def test_what_follows_a_searched_argument_is_in_the_summary_and_in_the_answer(tmp_path: Path) -> None:
+    dependents = Dependents({"swin_type": {"vision_tower": {"base": "/w/base.pkl", "large": "/w/large.pkl"}}})
+    board = Board("s", "eval_pq", "max", 100, 1, dependents)
+    board.start(0, {"swin_type": "large"})
+    board.report(0, 100, 5.0)
+    board.finish(0, Status.COMPLETED)
+    assert summary(board, None, lambda number: None)["trials"][0]["dependent"] == {"vision_tower": "/w/large.pkl"}
+    assert "Best eval_pq 5 with\n  swin_type: large\n  vision_tower: /w/large.pkl\n" in printed(board, tmp_path)
 
 
 def test_without_a_completed_trial_best_is_null() -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from psalm.train.fields import SettingError
 from tune.config import SearchConfig, check_data, load_config
+from tune.dependents import Dependents
 from tune.options import DEFAULT_CONFIG
 from tune.resources import TrialResources
 
@@ -182,7 +183,10 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
         ({"resources": {"workers_per_trial": 0}}, "workers_per_trial = 0 must be a whole number of at least 1"),
         ({"arguments": {}}, "max_steps is missing"),
         ({"arguments": {"max_steps": -1}}, "max_steps = -1 must be at least 1"),
-        ({"arguments": {"max_steps": 9, "eval_strategy": "no"}}, "eval_strategy = no; a search needs evaluations"),
+        (
+            {"arguments": {"max_steps": 9, "eval_strategy": "no"}},
+            "eval_strategy = no, but a search needs evaluations; use steps",
+        ),
         (
             {"arguments": {"max_steps": 9, "learning_rat": 1}},
             "learning_rat is not an argument.*did you mean 'learning_rate'",
@@ -192,6 +196,16 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
         ({"arguments": {"max_steps": 9, "fp16": True, "bf16": True}}, "fp16 and bf16 must not both be true"),
         ({"arguments": {"max_steps": 9, "mm_hidden_dim": 30, "mm_n_heads": 8}}, "30 and 8"),
         ({"space": {"output_dir": {"choice": ["a", "b"]}}}, "output_dir cannot be searched"),
+        (
+            {"space": {"eval_strategy": {"choice": ["steps", "no"]}}, "baselines": None},
+            "eval_strategy = no, but a search",
+        ),
+        ({"dependent": ["swin_type"]}, "dependent = .* must be names with values"),
+        ({"dependent": {"swin_type": {}}}, "dependent: swin_type is not searched"),
+        (
+            {"dependent": {"mm_n_points": {"output_dir": {2: "a", 4: "b"}}}},
+            "output_dir = 'a' cannot be set in a search",
+        ),
         ({"space": {"max_steps": {"choice": [3, 4]}}}, "max_steps is both searched"),
         (
             {"baselines": [{"mm_n_points": 3, "learning_rate": 0.001}]},
@@ -232,14 +246,139 @@ def test_a_file_that_is_no_search_is_refused(tmp_path: Path, text: str, message:
     assert "\n" not in str(caught.value)
 
 
-def test_files_are_tried_once_for_every_searched_word(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_tried_once_for_every_word_that_differs(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
     monkeypatch.setattr("tune.config.check_inputs", tried.append)
     space = {"swin_type": {"choice": ["base", "large"]}, "mm_n_points": {"choice": [2, 4, 8]}}
-    check_data(load(space=space, baselines=None))
-    assert [settings["swin_type"] for settings in tried] == ["base", "large"]
+    dependent = {"mm_n_points": {"image_folder": {2: "/a", 4: "/a", 8: "/b"}}}
+    check_data(load(space=space, dependent=dependent, baselines=None))
+    found = [(settings["swin_type"], settings["image_folder"]) for settings in tried]
+    assert found == [("base", "/a"), ("base", "/b"), ("large", "/a")]
+
+
+RESOURCES = {"workers_per_trial": 2, "cpus_per_worker": 3, "gpus_per_worker": 0.5}
 
 
 def test_resources_are_read(load: Any) -> None:
-    config = load(resources={"workers_per_trial": 2, "cpus_per_worker": 3, "gpus_per_worker": 0.5})
-    assert config.resources == TrialResources(2, 3, 0.5)
+    assert load(resources=RESOURCES).resources == TrialResources(2, 3, 0.5)
+
+
+def test_the_command_line_changes_single_resources(load: Any) -> None:
+    config = load(resources=RESOURCES, _options={"resources": ["gpus_per_worker=0", "cpus_per_worker = 0.5"]})
+    assert config.resources == TrialResources(2, 0.5, 0)
+    assert config.as_record()["resources"] == {"workers_per_trial": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("gpus_per_worker", "--resources 'gpus_per_worker' must be name=value"),
+        ("gpus_per_worker=1.5", "--resources: gpus_per_worker = 1.5 must be 0, a fraction of 1, or a whole number"),
+        ("cpus_per_worker=0", "--resources: cpus_per_worker = 0 must be a number above 0"),
+        ("cpus_per_worker=nan", "--resources: cpus_per_worker = nan must be a number above 0"),
+        ("cpus_per_worker=all", "--resources: cpus_per_worker = 'all' must be a number above 0"),
+        ("workers_per_trial=1.0", "--resources: workers_per_trial = 1.0 must be a whole number of at least 1"),
+        (
+            "gpu_per_worker=0",
+            "--resources: gpu_per_worker is not a setting of a search; known are workers_per_trial, cpus_per_worker, "
+            "gpus_per_worker; did you mean 'gpus_per_worker'?",
+        ),
+    ],
+)
+def test_a_wrong_resource_on_the_command_line_is_refused(load: Any, option: str, message: str) -> None:
+    with pytest.raises(SettingError) as error:
+        load(_options={"resources": [option]})
+    assert str(error.value) == message
+
+
+def following(**changes: Any) -> dict[str, Any]:
+    """A search over both towers, whose weights and batch sizes follow."""
+    dependent = {"vision_tower": {"base": "base.pkl", "large": "/w/large.pkl"}, "seed": {"base": 1, "large": 2}}
+    return {
+        "space": {"swin_type": {"choice": ["base", "large"]}, "mm_n_points": {"choice": [2, 4]}},
+        "dependent": {"swin_type": dependent},
+        "baselines": [{"swin_type": "base"}, {"swin_type": "large"}],
+    } | changes
+
+
+def test_what_follows_a_searched_argument_is_in_the_trials_and_in_the_record(tmp_path: Path, load: Any) -> None:
+    (tmp_path / "base.pkl").touch()
+    config = load(**following())
+    base, large = (settings for settings in config.examples()[:2])
+    assert (base["vision_tower"], base["seed"]) == (str(tmp_path / "base.pkl"), 1)
+    assert (large["vision_tower"], large["seed"]) == ("/w/large.pkl", 2)
+    assert "seed" not in config.arguments, "the search's own does not stand beside it"
+    record = json.loads(json.dumps(config.as_record()))
+    assert record["dependent"]["swin_type"]["vision_tower"] == {
+        "base": str(tmp_path / "base.pkl"),
+        "large": "/w/large.pkl",
+    }
+    assert load().as_record()["dependent"] == {}
+
+
+def test_setting_a_leader_fixes_what_follows_it(load: Any) -> None:
+    config = load("swin_type=large", **following())
+    assert config.dependents == Dependents()
+    assert {"swin_type": "large", "vision_tower": "/w/large.pkl", "seed": 2}.items() <= config.arguments.items()
+    assert config.baselines == ({"mm_n_points": 4},)
+    assert config.notes == ("baseline 2 is left out: with what --set fixes it is the same as one before it",)
+
+
+def test_setting_a_follower_fixes_it_for_all_trials(load: Any) -> None:
+    config = load("vision_tower=/w/x.pkl", **following())
+    assert config.dependents.leaders == {"seed": "swin_type"}
+    assert {settings["vision_tower"] for settings in config.examples()} == {"/w/x.pkl"}
+
+
+def test_setting_a_leader_to_a_value_without_an_entry_is_refused_unless_its_followers_are_set(load: Any) -> None:
+    with pytest.raises(SettingError, match="seed has no value for swin_type = small, only for base, large"):
+        load("swin_type=small", **following())
+    config = load("swin_type=small", "vision_tower=/w/s.pkl", "seed=5", **following())
+    assert config.arguments["vision_tower"] == "/w/s.pkl"
+
+
+def test_rules_between_arguments_see_what_follows(load: Any) -> None:
+    dependent = {"swin_type": {"bf16": {"base": True, "large": False}, "fp16": {"base": True, "large": False}}}
+    with pytest.raises(SettingError, match="fp16 and bf16 must not both be true"):
+        load(**following(dependent=dependent))
+    dependent = {"swin_type": {"seg_task": {"base": "panoptic", "large": "semantic"}}}
+    with pytest.raises(SettingError, match="metric = 'eval_pq' must be a metric of every trial"):
+        load(**following(dependent=dependent))
+
+
+def test_a_baseline_that_names_what_follows_is_refused(load: Any) -> None:
+    with pytest.raises(SettingError, match="baseline 1: vision_tower follows swin_type; leave it out"):
+        load(**following(baselines=[{"swin_type": "base", "vision_tower": "/w/large.pkl"}]))
+
+
+def test_variables_in_paths_are_replaced_everywhere(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    monkeypatch.setenv("COCO", "coco")
+    monkeypatch.setenv("BASE", "/w/base.pkl")
+    monkeypatch.setenv("PHI", "/w/phi")
+    dependent = {"swin_type": {"vision_tower": {"base": "$BASE", "large": "${BASE}.large"}}}
+    arguments = {"max_steps": 30, "panoptic_json_path": "${COCO}"}
+    config = load("model_name_or_path=${PHI}", **following(dependent=dependent, arguments=arguments))
+    assert [settings["vision_tower"] for settings in config.examples()[:2]] == ["/w/base.pkl", "/w/base.pkl.large"]
+    assert config.arguments["panoptic_json_path"] == str(tmp_path / "coco")
+    assert config.arguments["model_name_or_path"] == "/w/phi"
+    monkeypatch.setenv("COCO", "builtin")
+    assert load(**following(arguments=arguments)).arguments["panoptic_json_path"] == "builtin"
+
+
+def test_variables_that_are_not_set_are_refused_together_when_files_are_looked_at(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PHI", "BASE", "LARGE"):
+        monkeypatch.delenv(name, raising=False)
+    dependent = {"swin_type": {"vision_tower": {"base": "${BASE}", "large": "$LARGE/x.pkl"}}}
+    config = load(
+        **following(
+            dependent=dependent, arguments={"max_steps": 5, "model_name_or_path": "${PHI}", "image_folder": "/no"}
+        )
+    )
+    with pytest.raises(SettingError) as error:
+        check_data(config)
+    assert str(error.value) == (
+        "not set in the environment: PHI (model_name_or_path), BASE, LARGE (vision_tower); export them"
+    )

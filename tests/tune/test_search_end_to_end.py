@@ -100,7 +100,8 @@ def test_it_ends_well_with_one_completed_trial(search: Finished) -> None:
     assert good["params"] == {"learning_rate": 1e-3, "mm_n_points": 4}
     assert good["last"] is not None
     assert good["seconds"] > 0
-    assert search.content["best"] == {"run_id": good["run_id"], "params": good["params"], "value": good["last"]}
+    shared = {name: good[name] for name in ("run_id", "params", "dependent")}
+    assert search.content["best"] == shared | {"value": good["last"]}
     assert (bad["number"], bad["status"]) == (1, "failed")
     assert "TrainingDiverged: loss is not finite at step 2" in bad["reason"]
 

@@ -33,6 +33,16 @@ def test_every_task_has_its_search(task: str) -> None:
     assert tasks_of_search(load_config(FOLDER / f"{task}.yaml")) == (task,)
 
 
+def test_the_published_weights_are_searched_with_the_recommended_setting_first() -> None:
+    config = load_config(FOLDER / "phi15_swin.yaml")
+    first, second = config.examples()[:2]
+    recommended = {"mm_hidden_dim": 256, "mm_n_heads": 8, "mm_n_points": 4, "learning_rate": 6e-5, "swin_type": "base"}
+    assert recommended.items() <= first.items()
+    assert recommended.items() - second.items() == {("swin_type", "base")}, "both towers are tried for sure"
+    assert {first["vision_tower"], second["vision_tower"]} == {"${MASK2FORMER_SWIN_BASE}", "${MASK2FORMER_SWIN_LARGE}"}
+    assert len(list(config.space.examples())) == 1 + 3 + 2 + 1 + 2 + 1, "every combination of sizes is valid"
+
+
 def test_the_mixture_is_searched_by_its_mean() -> None:
     config = load_config(FOLDER / "mixed.yaml")
     assert tasks_of_search(config) == TASKS

@@ -13,6 +13,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from psalm.train.fields import SettingError
+from tune.dependents import Dependents
 from tune.monitor import failure_reason
 from tune.reporting import MetricError, RayReportCallback
 from tune.resources import TrialResources
@@ -38,6 +39,16 @@ def test_a_trial_has_the_searchs_arguments_its_own_and_its_folder(tmp_path: Path
         "mm_n_points": 2,
         "output_dir": str(tmp_path / "trials" / "0007"),
     }
+
+
+def test_a_trial_has_only_its_own_of_what_follows_a_searched_argument(tmp_path: Path) -> None:
+    towers = {"base": "/w/base.pkl", "large": "/w/large.pkl"}
+    made = TrialPlan(
+        tmp_path, {"max_steps": 9}, TrialResources(), "eval_pq", Dependents({"swin_type": {"vision_tower": towers}})
+    )
+    settings = made.settings(0, {"swin_type": "large"})
+    assert settings.pop("output_dir")
+    assert settings == {"max_steps": 9, "swin_type": "large", "vision_tower": "/w/large.pkl"}
 
 
 @pytest.mark.parametrize(

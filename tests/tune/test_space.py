@@ -8,6 +8,7 @@ import pytest
 
 from psalm.train.arguments import check_setting, check_settings
 from psalm.train.fields import SettingError
+from tune.dependents import Dependents
 from tune.errors import SearchError
 from tune.parameters import Choice, Real, Whole, parse_parameter
 from tune.space import SearchSpace
@@ -15,8 +16,11 @@ from tune.space import SearchSpace
 FIXED = {"mm_hidden_dim": 64, "mm_n_heads": 8, "conv_dim": 64, "hidden_dim": 64, "num_heads": 8}
 
 
-def space_of(spec: dict[str, Any], **fixed: Any) -> SearchSpace:
-    return SearchSpace.build({n: parse_parameter(n, s, check_setting) for n, s in spec.items()}, FIXED | fixed)
+def space_of(spec: dict[str, Any], dependent: dict[str, Any] | None = None, **fixed: Any) -> SearchSpace:
+    parameters = {n: parse_parameter(n, s, check_setting) for n, s in spec.items()}
+    return SearchSpace.build(
+        parameters, FIXED | fixed, Dependents.build(dependent or {}, parameters, {}, check_setting)
+    )
 
 
 def samples(space: SearchSpace, count: int, seed: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -70,6 +74,56 @@ def test_three_linked_arguments_are_valid_together() -> None:
 )
 def test_a_fixed_value_leaves_the_values_that_fit_it(spec: Any, fixed: Any, expected: Any) -> None:
     assert space_of(spec, **fixed).free == expected
+
+
+SWIN = {"choice": ["base", "large"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "followers", "valid"),
+    [
+        (  # a rule's argument follows one that no rule names
+            {"swin_type": SWIN, "mm_hidden_dim": {"choice": [32, 36, 64]}},
+            {"mm_n_heads": {"base": 8, "large": 9}},
+            {("base", 32), ("base", 64), ("large", 36)},
+        ),
+        (  # two rules meet in what both follow
+            {"swin_type": SWIN, "mm_hidden_dim": {"choice": [32, 36]}, "hidden_dim": {"choice": [64, 72]}},
+            {"mm_n_heads": {"base": 8, "large": 9}, "num_heads": {"base": 8, "large": 3}},
+            {("base", 32, 64), ("base", 32, 72), ("large", 36, 72)},
+        ),
+        (
+            {"swin_type": SWIN, "mm_hidden_dim": {"choice": [64, 128]}},
+            {"mm_n_heads": {"base": 8, "large": 16}},
+            {("base", 64), ("base", 128), ("large", 64), ("large", 128)},
+        ),
+    ],
+)
+def test_rules_see_the_values_that_follow(spec: Any, followers: Any, valid: set[tuple[Any, ...]]) -> None:
+    space = space_of(spec, {"swin_type": followers}, conv_dim=72)
+    assert {tuple(setting[name] for name in spec) for setting, _ in samples(space, 200)} == valid
+
+
+def test_a_rule_within_a_leader_and_its_follower_leaves_the_values_that_fit() -> None:
+    followers = {"mm_hidden_dim": {"mm_n_heads": {30: 8, 32: 8, 36: 9}}}
+    space = space_of({"mm_hidden_dim": {"choice": [30, 32, 36]}}, followers)
+    assert space.free == {"mm_hidden_dim": Choice((32, 36))}
+
+
+def test_no_valid_value_that_follows_is_refused() -> None:
+    followers = {"swin_type": {"mm_n_heads": {"base": 7, "large": 5}}}
+    with pytest.raises(SearchError) as error:
+        space_of({"swin_type": SWIN}, followers)
+    assert str(error.value) == (
+        "no combination is valid of mm_hidden_dim: 64; mm_n_heads: 7, 5; mm_hidden_dim must be divisible by mm_n_heads"
+    )
+
+
+def test_a_width_that_only_the_vision_tower_knows_restricts_nothing_here() -> None:
+    space = space_of({"num_heads": {"choice": [3, 8]}}, conv_dim=None, hidden_dim=None)
+    assert space.free == {"num_heads": Choice((3, 8))}
+    space = space_of({"num_heads": {"choice": [3, 8]}}, conv_dim=None, hidden_dim=36)
+    assert space.free == {"num_heads": Choice((3,))}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +204,7 @@ def test_description_says_which_list_belongs_to_which_value() -> None:
         ("mm_n_points", {"choice": ["four"]}, "mm_n_points must be a whole number, but got 'four'"),
         ("mm_n_points", {"int": [0, 4]}, "mm_n_points must be at least 1, but got 0"),
         ("mm_n_points", {"uniform": [1, 4]}, "mm_n_points must be a whole number"),
-        ("swin_type", {"choice": ["base", "huge"]}, "swin_type must be one of base, large, but got 'huge'"),
+        ("swin_type", {"choice": ["base", "huge"]}, "swin_type must be one of .*base, large, but got 'huge'"),
     ],
 )
 def test_a_wrong_entry_is_refused(name: str, spec: Any, message: str) -> None:

@@ -18,7 +18,6 @@ which is last; one expression; regions), W tokens of each, N masks of an image, 
 sentinels of one kind in a prompt, T spliced length, D width of the LLM.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -40,7 +39,9 @@ from psalm.constants import (
     SEG_TOKEN_INDEX,
     TASKS,
 )
+from psalm.model.causal_masks import CausalMasks
 from psalm.model.configuration import PsalmConfig
+from psalm.model.key_report import KeyReport, folded
 from psalm.model.mask_decoder.criterion import PsalmCriterion
 from psalm.model.mask_decoder.pixel_decoder import PixelDecoder
 from psalm.model.mask_decoder.prediction import Prediction
@@ -78,8 +79,15 @@ class PsalmForSegmentation(PreTrainedModel):
     (``text_config``) keeps its weights' names, so the vision parts are attached to it, as published: ``model.layers``,
     ``model.vision_tower``, ``model.mm_projector``.
 
-    The vision tower is frozen until ``psalm.model.freezing`` says otherwise. ``zero_deformable_tokens`` replaces the
-    deformable tokens by zeros, to measure what they contribute; it is not saved.
+    The vision tower is frozen until ``psalm.model.freezing`` says otherwise.
+
+    Args:
+        config: architecture and losses.
+        language_model: an LLM of ``config.text_config`` to build around; it is drawn like the rest where it is None.
+
+    Attributes:
+        zero_deformable_tokens: replaces the deformable tokens by zeros, to measure what they contribute; not saved.
+        key_reports: what became of the names in each file that it was filled from; not saved.
     """
 
     config_class = PsalmConfig
@@ -89,12 +97,18 @@ class PsalmForSegmentation(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    def __init__(self, config: PsalmConfig) -> None:
+    def __init__(self, config: PsalmConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         width, channels = config.text_config.hidden_size, config.feature_channels
         self.zero_deformable_tokens = False
+        self.key_reports: tuple[KeyReport, ...] = ()
 
-        self.model = AutoModel.from_config(config.text_config)
+        if language_model is None:
+            self.model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+        else:
+            self.model = language_model
+            _keep_initial_weights(language_model)
+        self.causal_masks = CausalMasks(config.text_config)
         self.model.vision_tower = SwinVisionTower(config.vision_config)
         self.model.vision_tower.freeze()
         self.model.mm_projector = build_projector(
@@ -154,14 +168,24 @@ class PsalmForSegmentation(PreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but the vision tower is frozen, and a checkpoint that lacks weights is refused.
 
+        Attention is torch's own if none is asked for: a configuration could name code on the hub.
+
         Raises:
             ValueError: names of the missing weights.
         """
+        kwargs.setdefault("attn_implementation", "sdpa")
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"the checkpoint lacks {len(missing)} weights: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks {len(missing)} weights: {', '.join(folded(missing))}")
         model.model.vision_tower.freeze()
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but under the names of ``state_dict``, which is how the Trainer reads it to resume.
+
+        transformers would give the Swin's weights the names of its older files.
+        """
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
 
     def forward(
         self,
@@ -217,7 +241,7 @@ class PsalmForSegmentation(PreTrainedModel):
             regions = pool_regions(pointed_tokens, masks, keys)
             prompts_BKWD, mask_BKW = pad_regions(regions)
         else:
-            prompts_BKWD = self.model.embed_tokens(_given("prompt_ids", prompt_ids, task))
+            prompts_BKWD = self.embed(_given("prompt_ids", prompt_ids, task))
             mask_BKW = _given("prompt_mask", prompt_mask, task)
 
         image_mask = image_tokens.new_ones(image_tokens.shape[:2], dtype=torch.bool)
@@ -309,19 +333,21 @@ class PsalmForSegmentation(PreTrainedModel):
     ) -> tuple[Tensor, Mapping[int, Tensor]]:
         """The LLM's last hidden states [B, T, D] of a prompt, and where in it each sentinel's run stands [B, J, W]."""
         layout = plan(input_ids, attention_mask, {sentinel: mask for sentinel, (_, mask) in runs.items()}, length)
-        text = self.model.embed_tokens(input_ids.clamp(min=0))
+        text = self.embed(input_ids.clamp(min=0))
         spliced = splice(layout, text, {sentinel: embeddings for sentinel, (embeddings, _) in runs.items()})
         return self.understand(spliced), layout.inserted
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The LLM's embeddings [..., D] of token ids [...]."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
 
     def understand(self, embeddings: Tensor) -> Tensor:
         """The LLM's last hidden states [B, T, D] of embeddings [B, T, D].
 
-        Padding is at the end and attention is causal, so padding needs no mask. The causal mask is given ready-made:
-        transformers would look for packed sequences to choose one, which waits for the device.
+        Padding is at the end and attention is causal, so padding needs no mask.
         """
-        B, T, _ = embeddings.shape
-        causal = torch.full((T, T), -math.inf, dtype=embeddings.dtype, device=embeddings.device).triu(1)
-        output = self.model(inputs_embeds=embeddings, attention_mask=causal.expand(B, 1, T, T), use_cache=False)
+        output = self.model(inputs_embeds=embeddings, attention_mask=self.causal_masks(embeddings), use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -189,18 +189,12 @@ _CONVOLUTION_NAMES = {
 def detectron2_to_pixel_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a Detectron2 pixel decoder's state to the names of :class:`PixelDecoder`; PSALM's names pass unchanged.
 
-    Detectron2's two FPN convolutions have no bias while PSALM's do: where missing, they are added as zeros. So the
-    result fits ``load_state_dict(strict=True)``.
+    Detectron2's two FPN convolutions have no bias while PSALM's do, initially zero: load with ``strict=False``.
 
     Args:
         state: tensors by name, without a prefix such as ``sem_seg_head.pixel_decoder.`` or ``pixel_decoder.``.
     """
-    renamed = {_CONVOLUTION_NAMES.get(name, name): tensor for name, tensor in state.items()}
-    for block in ("adapter_1", "layer_1"):
-        weight = renamed.get(f"{block}.0.weight")
-        if weight is not None and f"{block}.0.bias" not in renamed:
-            renamed[f"{block}.0.bias"] = weight.new_zeros(weight.shape[0])
-    return renamed
+    return {_CONVOLUTION_NAMES.get(name, name): tensor for name, tensor in state.items()}
 
 
 def pixel_decoder_to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

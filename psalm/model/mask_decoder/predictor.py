@@ -298,5 +298,5 @@ def detectron2_to_predictor(state: Mapping[str, Tensor], num_queries: int) -> di
     if positions is not None:
         if positions.shape[0] < num_queries:
             raise ValueError(f"the checkpoint has {positions.shape[0]} queries, but num_queries is {num_queries}")
-        renamed["query_embed.weight"] = positions[:num_queries].clone()
+        renamed["query_embed.weight"] = positions[:num_queries]
     return renamed

@@ -97,8 +97,8 @@ _SWIN_QUERY = re.compile(r"swin\.encoder\.layers\.(\d+)\.blocks\.(\d+)\.attentio
 def detectron2_to_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a Detectron2 (and PSALM) Swin state to the names of :class:`SwinVisionTower`.
 
-    The fused ``qkv`` is split into its three projections; ``relative_position_index``, which follows from the window
-    size, is left out. So the result fits ``load_state_dict(strict=True)``.
+    The fused ``qkv`` is split into views of its three projections; ``relative_position_index``, which follows from the
+    window size, is left out. So the result fits ``load_state_dict(strict=True)``.
 
     Args:
         state: tensors by name, without a prefix such as ``backbone.`` or ``model.vision_tower.``.
@@ -116,7 +116,7 @@ def detectron2_to_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer, block, kind = qkv.groups()
             attention = f"backbone.swin.encoder.layers.{layer}.blocks.{block}.attention"
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"{attention}.{letter}_proj.{kind}"] = part.clone()
+                renamed[f"{attention}.{letter}_proj.{kind}"] = part
         elif output_norm:
             stage, kind = int(output_norm[1]) + 1, output_norm[2]
             renamed[f"backbone.hidden_states_norms.stage{stage}.{kind}"] = tensor

@@ -67,6 +67,10 @@ class SwinConvProjector(nn.Module):
         self.layer1 = nn.Sequential(ResidualBlock(input_dim, planes))
         self.fc = nn.Linear(planes, out_dim)
 
+    def train(self, mode: bool = True) -> "SwinConvProjector":
+        """As ``nn.Module.train``, but a frozen projector stays in evaluation mode: its statistics stay as they are."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
     def forward(self, res5: Tensor) -> Tensor:
         """Map [B, input_dim, h, w] to [B, n, D], row by row."""
         return self.fc(self.layer1(res5).flatten(2).transpose(1, 2))

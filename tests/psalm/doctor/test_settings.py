@@ -49,6 +49,13 @@ def test_a_wrong_setting_is_a_problem(given: dict[str, Any], message: str) -> No
     assert finding.text.startswith(message)
 
 
+def test_a_variable_that_is_not_set_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COCO", raising=False)
+    values, (finding,) = check_given(Request({"panoptic_json_path": "${COCO}"}))
+    assert (values, finding.status) == (None, Status.PROBLEM)
+    assert finding.text == "not set in the environment: COCO (panoptic_json_path); export it"
+
+
 def test_defaults_fill_what_is_not_given() -> None:
     values, (finding,) = check_given(Request({"mm_n_points": "8"}))
     assert values is not None

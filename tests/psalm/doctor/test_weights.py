@@ -13,6 +13,7 @@ from psalm.doctor.findings import Status
 from psalm.doctor.surroundings import Device
 from psalm.doctor.weights import check_projector, check_weights, only, report_findings
 from psalm.model.key_report import KeyReport
+from psalm.model.weight_files import open_weights
 from psalm.train.trainer import PsalmTrainer
 
 Settings = Callable[..., dict[str, Any]]
@@ -33,6 +34,16 @@ def test_every_file_is_told(values: Settings, tower: Path, tmp_path: Path) -> No
     assert "names missing, left at initial values: model.mm_projector.fc.weight, " in texts[5]
     kinds = [Status.OK, Status.ADVICE, Status.OK, Status.ADVICE, Status.OK, Status.ADVICE]
     assert [finding.status for finding in found] == kinds
+
+
+def test_no_file_is_read_again_to_tell_of_it(values: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, opened = tmp_path / "mm_projector.bin", []
+    torch.save({"model.mm_projector.fc.bias": torch.zeros(96)}, adapter)
+    monkeypatch.setattr(
+        "psalm.model.projector_weights.open_weights", lambda path: opened.append(path) or open_weights(path)
+    )
+    check_weights(values(pretrain_mm_mlp_adapter=str(adapter)), ["panoptic"], CPU, str(tmp_path / "run"))
+    assert opened == [adapter]
 
 
 def test_names_are_counted_and_shortened() -> None:
@@ -57,8 +68,7 @@ def test_shapes_that_do_not_fit_are_a_problem(values: Settings, tower: Path, tmp
     assert trainer is None
     assert finding.status is Status.PROBLEM
     assert finding.text == (
-        f"{other / 'model.safetensors'} does not fit swin_type base: predictor.decoder_norm.bias is [7] there, "
-        "but [32] in the model"
+        f"{other / 'model.safetensors'}: sem_seg_head.predictor.decoder_norm.bias is [7] there, but [32] in the model"
     )
 
 
@@ -120,3 +130,5 @@ def test_a_language_model_with_weights_is_named(values: Settings, tmp_path: Path
         (folder / name).write_bytes((BUILTIN_FOLDER / "phi" / name).read_bytes())
     _, found = check_weights(values(model_name_or_path=str(folder)), ["panoptic"], CPU, str(tmp_path / "run"))
     assert (found[1].status, found[1].text) == (Status.OK, f"language model: loaded from {folder}")
+    matched = f"{folder}: 31 names matched, 2 not expected (lm_head.bias, lm_head.weight)"
+    assert (found[2].status, found[2].text) == (Status.OK, matched)

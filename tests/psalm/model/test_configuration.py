@@ -23,10 +23,11 @@ def test_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
 
 
 def test_defaults_are_the_published_sizes() -> None:
-    base, large = PsalmConfig(), PsalmConfig(swin_type="large")
+    base, large, tiny = PsalmConfig(), PsalmConfig(swin_type="large"), PsalmConfig(swin_type="tiny")
     assert base.feature_channels == [128, 256, 512, 1024]
     assert large.feature_channels == [192, 384, 768, 1536]
-    assert base.vision_config.window_size == 12
+    assert tiny.feature_channels == PsalmConfig(swin_type="small").feature_channels == [96, 192, 384, 768]
+    assert (tiny.vision_config.window_size, base.vision_config.window_size) == (7, 12)
     assert base.image_size == 1024
     assert base.projector_outdim == base.text_config.hidden_size == 2048
     assert (base.num_queries, base.conv_dim, base.encoder_layers, base.decoder_layers) == (100, 256, 6, 9)

@@ -35,9 +35,11 @@ Settings = Callable[..., dict[str, Any]]
         ("learning_rate", 0, "learning_rate must be greater than 0, but got 0; choose another value"),
         ("learning_rate", "nan", "learning_rate must be a number, but got 'nan'; change its type"),
         ("learning_rate", [1e-3], "learning_rate must be a number, but got [0.001]; change its type"),
+        ("offset_lr_multiplier", 0, "offset_lr_multiplier must be greater than 0, but got 0; choose another value"),
+        ("backbone_lr_multiplier", -1.0, "backbone_lr_multiplier must be greater than 0, but got -1; choose another"),
         ("warmup_ratio", 1.5, "warmup_ratio must be at least 0 and at most 1, but got 1.5; choose another value"),
         ("bf16", 1, "bf16 must be true or false, but got 1; change its type"),
-        ("swin_type", "bass", "swin_type must be one of base, large, but got 'bass'; did you mean 'base'?"),
+        ("swin_type", "bass", "swin_type must be one of tiny, small, base, large, but got 'bass'; did you mean 'base'"),
         ("seed", None, "seed must have a value, but got none; give a whole number"),
         ("max_steps", 0, "max_steps must be at least 1, or -1, but got 0; choose another value"),
         ("eval_steps", 2.5, "eval_steps must be greater than 0, and whole from 1 on, but got 2.5; choose"),
@@ -109,6 +111,35 @@ def test_wrong_combination_is_refused(settings: dict[str, Any], message: str) ->
     with pytest.raises(SettingError) as error:
         check_settings(settings)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["offset_lr_multiplier", "backbone_lr_multiplier"])
+def test_an_optimizer_of_deepspeed_would_ignore_multipliers(tmp_path: Path, name: str) -> None:
+    content = {"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 2}}
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(content))
+    for deepspeed in (content, str(file)):
+        with pytest.raises(SettingError) as error:
+            check_settings({name: 0.1, "deepspeed": deepspeed})
+        assert str(error.value) == (
+            f"{name} must be 1 where DeepSpeed's configuration has an optimizer, which would ignore it, but got 0.1; "
+            "take the section 'optimizer' out of the configuration"
+        )
+        check_settings({name: 1, "deepspeed": deepspeed})
+    check_settings({name: 0.1, "deepspeed": "zero2"})
+
+
+def test_variables_that_are_not_set_are_refused_before_anything_is_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PHI_1_5", "COCO"):
+        monkeypatch.delenv(name, raising=False)
+    given = settings(deepspeed="zero2", panoptic_json_path="${COCO}", model_name_or_path="$PHI_1_5", vision_tower="/no")
+    with pytest.raises(SettingError) as error:
+        check_inputs(given)
+    assert str(error.value) == (
+        "not set in the environment: PHI_1_5 (model_name_or_path), COCO (panoptic_json_path); export them"
+    )
 
 
 def test_inputs(settings: Settings, tmp_path: Path, small_data: Path) -> None:

@@ -20,6 +20,7 @@ from psalm.data.builtin import ensure_builtin
 from psalm.data.errors import BadImageError
 from psalm.train.arguments import Arguments, parse_settings
 from psalm.train.evaluate import evaluate_checkpoint
+from psalm.train.fields import SettingError
 from psalm.train.loss_window import TrainingDiverged
 from psalm.train.records import metric_history, read_records
 from psalm.train.train import build_trainer, train
@@ -255,6 +256,9 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 1,
         "dataloader_num_workers": workers,
+        "train_backbone": True,
+        "backbone_lr_multiplier": 0.5,
+        "offset_lr_multiplier": 0.1,
     }
     train(arguments(output_dir=str(tmp_path / "whole"), **common))
     with pytest.raises(KeyboardInterrupt):
@@ -271,6 +275,23 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     assert logged(str(tmp_path / "whole")) == logged(str(tmp_path / "cut")), "the logging window goes on too"
     events = [(r["event"], r.get("step")) for r in read_records(tmp_path / "cut") if r["kind"] == "event"]
     assert events == [("started", None), ("resumed", 3), ("completed", 5)]
+
+
+def test_resume_state_of_a_stranger_is_not_read(arguments: Make, tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "run-by-a-stranger",)
+
+    foreign = tmp_path / "downloads" / "checkpoint-3"
+    (foreign / "global_step3").mkdir(parents=True)
+    (foreign / "trainer_state.json").write_text('{"global_step": 3}')
+    for name in ("global_step3/mp_rank_00_model_states.pt", "optimizer.pt", "rng_state.pth"):
+        torch.save(Malicious(), foreign / name)
+    args = arguments()
+    with pytest.raises(SettingError, match="only the run's own is trusted"):
+        train(args, resume_from_checkpoint=str(foreign))
+    assert not (tmp_path / "run-by-a-stranger").exists()
+    assert not Path(args.training.output_dir).exists(), "and nothing is recorded"
 
 
 def first_gradients(args: Arguments) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

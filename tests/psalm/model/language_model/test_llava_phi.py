@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -551,6 +552,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(tmp_path: Path, projector: s
         n: p.requires_grad for n, p in again.named_parameters()
     }
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     expected, actual = model(**make_batch()), again(**make_batch())
     assert torch.equal(actual.predictions.masks, expected.predictions.masks)
     assert torch.equal(actual.loss, expected.loss)
