@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from psalm.model.checkpoints import build_model
 from psalm.model.configuration import SWIN_SIZES, SWIN_STAGES, PsalmConfig
@@ -81,54 +82,29 @@ def adapt_projector(source: Path, target: Path, settings: Mapping[str, Any], swi
     """
     _refuse_existing(target)
     PsalmConfig(**settings)
-    weights = open_weights(source)
-    _refuse_deformable(source, weights)
+    baseline = _read_baseline(source, swin_type)
     if target.suffix != FILE_FORMAT:
         raise ValueError(f"OUT must end in {FILE_FORMAT} where IN is a file, but got {target}")
-    names = {name: _baseline_name(name) for name in weights}
-    shapes = {ours: weights.shapes()[name] for name, ours in names.items()}
-    if len(shapes.get(CONV1, ())) != 4 or len(shapes.get(FC, ())) != 2:
-        raise ValueError(f"{source} has no weights of a baseline projector: {CONV1} and {FC} are needed")
-    channels, (width, planes) = shapes[CONV1][1], shapes[FC]
-    if channels % DEEPEST:
-        raise ValueError(f"{source} fits no Swin: {CONV1} takes {channels} channels, which is no multiple of {DEEPEST}")
-    swin_types = _swin_types(channels)
-    if swin_type is not None and swin_types and swin_type not in swin_types:
-        raise ValueError(
-            f"swin_type is {swin_type}, whose res5 has {SWIN_SIZES[swin_type]['embed_dim'] * DEEPEST} channels, but "
-            f"{source} is for {channels}: use --swin_type {swin_types[0]}, or leave it out"
-        )
-
-    with torch.device("meta"):
-        baseline = build_projector("swin_conv", input_dim=channels, out_dim=width, planes=planes)
-    statistics = {BASELINE + name for name, _ in baseline.named_buffers()}
-    report = fill(
-        {BASELINE + name: tensor for name, tensor in baseline.state_dict().items()},
-        weights,
-        lambda name, tensor: {names[name]: tensor},
-        source,
-        optional=statistics.__contains__,
-    )
     branch = build_projector(
         "deformable",
-        feature_channels=[channels * 2**stage // DEEPEST for stage in range(len(SWIN_STAGES))],
-        llm_dim=width,
+        feature_channels=[baseline.channels * 2**stage // DEEPEST for stage in range(len(SWIN_STAGES))],
+        llm_dim=baseline.width,
         hidden_dim=settings["mm_hidden_dim"],
         n_heads=settings["mm_n_heads"],
         n_points=settings["mm_n_points"],
         reference_points=settings["mm_reference_points"],
     )
     start_with_zero_tokens(branch)
-    kept = {ours: weights[name] for name, ours in names.items() if ours in report.loaded}
     added = {DEFORMABLE + name: tensor for name, tensor in branch.state_dict().items()}
     with _draft_of(target) as draft:
-        save_file(kept | added, draft, metadata={"format": "pt"})
+        save_file(baseline.tensors | added, draft, metadata={"format": "pt"})
     arguments: dict[str, Any] = {"pretrain_mm_mlp_adapter": str(target)}
-    if swin_type is not None or len(swin_types) == 1:
-        arguments["swin_type"] = swin_type or swin_types[0]
-    if planes != PsalmConfig.mm_conv_planes:
-        arguments["mm_conv_planes"] = planes
-    return Start(report, arguments | _deformable(settings))
+    fitting = _swin_types(baseline.channels)
+    if swin_type is not None or len(fitting) == 1:
+        arguments["swin_type"] = swin_type or fitting[0]
+    if baseline.planes != PsalmConfig.mm_conv_planes:
+        arguments["mm_conv_planes"] = baseline.planes
+    return Start(baseline.report, arguments | _deformable(settings))
 
 
 def adapt_checkpoint(source: Path, target: Path, settings: Mapping[str, Any], swin_type: str | None = None) -> Start:
@@ -163,6 +139,47 @@ def adapt_checkpoint(source: Path, target: Path, settings: Mapping[str, Any], sw
         tokenizer.save_pretrained(draft)
     (report,) = model.key_reports
     return Start(report, {"model_name_or_path": str(target), "swin_type": swin_type} | _deformable(settings))
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """A baseline projector's weights under our names, and their sizes."""
+
+    tensors: dict[str, Tensor]
+    report: KeyReport
+    channels: int  # of res5
+    width: int  # of the language model
+    planes: int
+
+
+def _read_baseline(source: Path, swin_type: str | None) -> _Baseline:
+    weights = open_weights(source)
+    _refuse_deformable(source, weights)
+    names = {name: _baseline_name(name) for name in weights}
+    shapes = {ours: weights.shapes()[name] for name, ours in names.items()}
+    if len(shapes.get(CONV1, ())) != 4 or len(shapes.get(FC, ())) != 2:
+        raise ValueError(f"{source} has no weights of a baseline projector: {CONV1} and {FC} are needed")
+    channels, (width, planes) = shapes[CONV1][1], shapes[FC]
+    if channels % DEEPEST:
+        raise ValueError(f"{source} fits no Swin: {CONV1} takes {channels} channels, which is no multiple of {DEEPEST}")
+    fitting = _swin_types(channels)
+    if swin_type is not None and fitting and swin_type not in fitting:
+        raise ValueError(
+            f"swin_type is {swin_type}, whose res5 has {SWIN_SIZES[swin_type]['embed_dim'] * DEEPEST} channels, but "
+            f"{source} is for {channels}: use --swin_type {fitting[0]}, or leave it out"
+        )
+    with torch.device("meta"):
+        projector = build_projector("swin_conv", input_dim=channels, out_dim=width, planes=planes)
+    statistics = {BASELINE + name for name, _ in projector.named_buffers()}
+    report = fill(  # nothing is copied to shapes alone: all names and shapes are checked
+        {BASELINE + name: tensor for name, tensor in projector.state_dict().items()},
+        weights,
+        lambda name, tensor: {names[name]: tensor},
+        source,
+        optional=statistics.__contains__,
+    )
+    tensors = {ours: weights[name] for name, ours in names.items() if ours in report.loaded}
+    return _Baseline(tensors, report, channels, width, planes)
 
 
 def _baseline_name(name: str) -> str:
@@ -232,9 +249,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="IN", type=Path, help="Projector file, or folder of a whole checkpoint.")
     parser.add_argument("target", metavar="OUT", type=Path, help="Safetensors file, or folder; must not be there yet.")
-    for name in (*SETTINGS, "seed"):
+    for name in SETTINGS:
         field = argument_fields()[name]
         parser.add_argument(f"--{name}", default=field.default, help=f"{field.help} ({field.default})")
+    seed = argument_fields()["seed"].default
+    parser.add_argument("--seed", default=seed, help=f"Of the deformable projector's weights. ({seed})")
     parser.add_argument("--swin_type", help="The Swin that IN must fit. (what IN says)")
     return parser
 

@@ -81,13 +81,18 @@ def read_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that saved a checkpoint.
 
     Raises:
-        SettingError: the folder holds none.
+        SettingError: the folder holds none, or no weights.
     """
     path = checkpoint / SETTINGS_FILE
     if not path.is_file():
         raise SettingError(
             f"checkpoint must be a folder that a run has saved, but {path} is missing; "
             "give a run's checkpoint-N or model"
+        )
+    if not any(checkpoint.glob("*.safetensors")):
+        raise SettingError(
+            f"checkpoint must hold weights, but {checkpoint} has no *.safetensors, as where saving it was cut off; "
+            "give another checkpoint-N or model"
         )
     settings: dict[str, Any] = json.loads(path.read_text())
     return settings

@@ -206,7 +206,8 @@ def main() -> None:
     quiet_libraries()
     try:
         args = parse_command_line(sys.argv[1:])
-        check_inputs(resolved_settings(args))
+        with whole_weights(args.training):
+            check_inputs(resolved_settings(args))
         if args.training.resume_from_checkpoint is not None:
             step_to_resume(args, args.training.resume_from_checkpoint)
     except SettingError as error:

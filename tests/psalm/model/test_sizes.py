@@ -185,12 +185,13 @@ def test_a_wrong_argument_ends_with_its_reason(
 
 @pytest.mark.full
 def test_activations_that_are_not_measured_are_near_those_that_are() -> None:
+    """Of a tower and a width that no step was run for together, nor the width for any tower."""
     step = StepSizes()
-    for each in sizes.all_sizes(step):
-        config = PsalmConfig(swin_type=each.swin_type, mm_hidden_dim=each.mm_hidden_dim)
-        for kind, estimate in each.activations.items():
-            what, gradient_checkpointing = kind
-            measured = step_activations(
-                config, step, projectors_only=what == PROJECTORS, gradient_checkpointing=gradient_checkpointing
-            )
-            assert estimate == pytest.approx(measured, rel=0.01)
+    each = next(each for each in sizes.all_sizes(step) if (each.swin_type, each.mm_hidden_dim) == ("large", 512))
+    config = PsalmConfig(swin_type="large", mm_hidden_dim=512)
+    for kind, estimate in each.activations.items():
+        what, gradient_checkpointing = kind
+        measured = step_activations(
+            config, step, projectors_only=what == PROJECTORS, gradient_checkpointing=gradient_checkpointing
+        )
+        assert estimate == pytest.approx(measured, rel=0.01)

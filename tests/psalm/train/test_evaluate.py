@@ -96,6 +96,18 @@ def test_zeroed_tokens_are_a_switch(
     assert given == [("folder", "val", zeroed, {"per_device_eval_batch_size": "2"})]
 
 
+def test_a_checkpoint_without_weights_is_refused(checkpoint: Any, refusal: Callable[..., str], tmp_path: Path) -> None:
+    """As a run leaves it that is killed while it saves, or as other programs save with DeepSpeed."""
+    folder, _ = checkpoint
+    for name in ("settings.json", "config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "global_step3").mkdir()
+    assert refusal("--checkpoint", tmp_path) == (
+        f"checkpoint must hold weights, but {tmp_path} has no *.safetensors, as where saving it was cut off; "
+        "give another checkpoint-N or model"
+    )
+
+
 def test_wrong_command_lines_end_with_one_line(checkpoint: Any, refusal: Callable[..., str], tmp_path: Path) -> None:
     folder, _ = checkpoint
     settings = folder / "settings.json"
