@@ -13,16 +13,20 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from psalm.data.checks import DataCheck, check_data
 from psalm.data.errors import DataError
 from psalm.doctor.findings import Finding, Findings, advice, ok, problem, shortened
+from psalm.train.checkpoint_files import resumed_step
 from psalm.train.task_data import load_task
 from psalm.train.tasks import tasks_of
-from psalm.train.train import checkpoint_step
 
 
 def check_files(
     values: Mapping[str, Any], checkpoint: str | None, world_size: int
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """The tasks whose data are right, and what was found; one task's faults do not hide another's."""
-    found = [*check_deepspeed(values, world_size), *check_output(values["output_dir"]), *check_checkpoint(checkpoint)]
+    found = [
+        *check_deepspeed(values, world_size),
+        *check_output(values["output_dir"]),
+        *check_checkpoint(checkpoint, values),
+    ]
     right = []
     for task in tasks_of(values):
         try:
@@ -86,12 +90,13 @@ def check_output(output_dir: str) -> Findings:
     return []
 
 
-def check_checkpoint(checkpoint: str | None) -> Findings:
+def check_checkpoint(checkpoint: str | None, values: Mapping[str, Any]) -> Findings:
     """What the run would be resumed from."""
     if checkpoint is None:
         return []
     try:
-        return [ok(f"goes on after step {checkpoint_step(checkpoint)} of {checkpoint}")]
+        step = resumed_step(checkpoint, values["output_dir"], deepspeed=values["deepspeed"] is not None)
+        return [ok(f"goes on after step {step} of {checkpoint}")]
     except ValueError as error:
         return [problem(error)]
 

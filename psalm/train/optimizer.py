@@ -20,8 +20,8 @@ def learning_rate_multipliers(
     Args:
         model: its trained parameters are looked at.
         offset_lr_multiplier: of what decides where the deformable projector samples: the sampling offsets, and the
-            layer of learned reference points. Deformable DETR (arXiv 2010.04159, A.4) has 0.1 for both. The offsets of
-            the pixel decoder are trained at the full rate, as Mask2Former trains them.
+            layer of learned reference points. Deformable DETR (arXiv 2010.04159, section 5) has 0.1 for both. The
+            offsets of the pixel decoder are trained at the full rate, as Mask2Former trains them.
         backbone_lr_multiplier: of the vision tower, where it is trained; 0.1 in Mask2Former (arXiv 2112.01527, 4.1).
     """
     parts: list[tuple[nn.Module, float]] = [(model.model.vision_tower, backbone_lr_multiplier)]

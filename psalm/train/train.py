@@ -19,7 +19,6 @@ from psalm.model.freezing import set_trainable
 from psalm.model.language_model.llava_phi import startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
-from psalm.train.checkpoint_files import checkpoint_step as checkpoint_step
 from psalm.train.checkpoint_files import finish_checkpoints, resumed_step
 from psalm.train.distributed import leave_process_group, whole_weights
 from psalm.train.fields import SettingError

@@ -96,6 +96,7 @@ class PsalmForSegmentation(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    _keep_in_fp32_modules_strict = {"running_mean", "running_var"}  # noqa: RUF012 - transformers' name and form
 
     def __init__(self, config: PsalmConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)

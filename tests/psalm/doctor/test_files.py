@@ -69,12 +69,19 @@ def test_an_output_folder_that_cannot_be_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
-    (finding,) = check_checkpoint(str(tmp_path))
+    run: dict[str, Any] = {"output_dir": str(tmp_path), "deepspeed": None}
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    (finding,) = check_checkpoint(str(checkpoint), run)
     assert finding.status is Status.PROBLEM
     assert finding.text.startswith("resume_from_checkpoint must be a checkpoint's folder, but ")
-    (tmp_path / "trainer_state.json").write_text('{"global_step": 7}')
-    (finding,) = check_checkpoint(str(tmp_path))
-    assert (finding.status, finding.text) == (Status.OK, f"goes on after step 7 of {tmp_path}")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7}')
+    (checkpoint / "optimizer.pt").write_text("")
+    (finding,) = check_checkpoint(str(checkpoint), run)
+    assert (finding.status, finding.text) == (Status.OK, f"goes on after step 7 of {checkpoint}")
+    (finding,) = check_checkpoint(str(checkpoint), run | {"output_dir": str(tmp_path / "other")})
+    assert finding.status is Status.PROBLEM
+    assert "only the run's own is trusted" in finding.text
 
 
 def test_every_task_is_counted_and_one_tasks_fault_hides_no_other(values: Settings, data: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_preset_is_accepted_and_trains_the_deformable_module(preset: Path) -> No
     settings = settings_of(preset)
     assert settings["mm_projector_type"] == "deformable"
     assert (settings["mm_hidden_dim"], settings["mm_n_heads"], settings["mm_n_points"]) == (256, 8, 4)
+    assert settings["offset_lr_multiplier"] == 0.1, "as Deformable DETR"
 
 
 @pytest.mark.parametrize("task", TASKS)
