@@ -74,7 +74,7 @@ def test_weights_that_do_not_fit_leave_the_rest_unchecked(given: Settings, tmp_p
     (tmp_path / "bad.bin").write_bytes(b"no tensors")
     found = examine(Request(given(pretrain_mm_mlp_adapter=str(tmp_path / "bad.bin"))))
     assert count(found, Status.PROBLEM) == 1
-    assert "bad.bin cannot be read as weights alone" in found["weights"][0].text
+    assert "bad.bin is truncated, or not a pickle of plain values" in found["weights"][0].text
     assert unchecked(found) == dict.fromkeys(CHECKS[5:], "see weights")
 
 
