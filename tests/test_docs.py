@@ -57,6 +57,7 @@ OPTIONS = {
     "psalm/data/make_cross_image.py": ("pairs-per-image", "regions-per-category", "min-area", "absent-share"),
     "psalm/tools/module_contribution.py": ("seeds",),
     "psalm/tools/make_random_weights.py": ("size",),
+    "psalm/model/sizes.py": ("json", "batch", "llm"),
 }
 """Options of the other command lines, by where they are defined."""
 OF_THIRD_PARTIES = {"include", "backend_store_uri"}
