@@ -41,15 +41,23 @@ class ModelArguments:
 
     model_name_or_path: str = field(
         default=BUILTIN,
-        metadata={"help": "Folder of the language model, or 'builtin'.", "path": True, "words": (BUILTIN,)},
+        metadata={
+            "help": "Folder of the language model, or of a whole PSALM checkpoint, or 'builtin'.",
+            "path": True,
+            "words": (BUILTIN,),
+        },
     )
     pretrain_mm_mlp_adapter: str | None = field(
-        default=None, metadata={"help": "File of projector weights to start from (mm_projector.bin).", "path": True}
+        default=None,
+        metadata={
+            "help": "File of projector weights to start from (mm_projector.bin, or a converted one).",
+            "path": True,
+        },
     )
     vision_tower: str = field(
         default=BUILTIN,
         metadata={
-            "help": "Weights of the vision tower, or 'builtin' (follows swin_type).",
+            "help": "File or folder of the vision tower's weights, or 'builtin' (follows swin_type).",
             "path": True,
             "words": (BUILTIN,),
         },
