@@ -270,8 +270,8 @@ class TrainingArguments(transformers.TrainingArguments):
             name_single_process()
             without_compiled_collectives()
         super().__post_init__()
-        if self.deepspeed is not None:
-            # Weights are saved whole, also where ZeRO-3 has sharded them.
+        if self.deepspeed is not None and self.hf_deepspeed_config.is_zero3():
+            # Weights are saved whole, also where they are sharded.
             zero = self.hf_deepspeed_config.config["zero_optimization"]
             zero["stage3_gather_16bit_weights_on_model_save"] = True
 

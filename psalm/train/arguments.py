@@ -227,12 +227,6 @@ def _check_together(values: Mapping[str, Any]) -> None:
             raise SettingError(
                 f"tune_mm_mlp_adapter trains nothing but the projectors, but got true with {name} true; drop one"
             )
-    for name in ("offset_lr_multiplier", "backbone_lr_multiplier"):
-        if values[name] != 1 and _has_own_optimizer(values["deepspeed"]):
-            raise SettingError(
-                f"{name} must be 1 where DeepSpeed's configuration has an optimizer, which would ignore it, "
-                f"but got {values[name]:g}; take the section 'optimizer' out of the configuration"
-            )
     if values["fp16"] and values["bf16"]:
         raise SettingError("fp16 and bf16 must not both be true, but got true and true; choose one of them")
     for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
@@ -241,14 +235,27 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 f"{name} needs dataloader_num_workers of at least 1, but got {values[name]} and 0; "
                 "give workers or leave it out"
             )
+    _check_deepspeed(values)
 
 
-def _has_own_optimizer(deepspeed: str | dict[str, Any] | None) -> bool:
-    """Whether a DeepSpeed configuration, or the file of one, has an optimizer of its own."""
-    content: Any = deepspeed
-    if isinstance(deepspeed, str):
+def _check_deepspeed(values: Mapping[str, Any]) -> None:
+    """Rules of DeepSpeed's configuration; what does not parse is told by ``check_inputs``."""
+    content = values["deepspeed"]
+    if isinstance(content, str):
         try:
-            content = json.loads(Path(deepspeed).read_text())
-        except ValueError:  # which check_inputs tells
-            return False
-    return isinstance(content, dict) and "optimizer" in content
+            content = json.loads(Path(content).read_text())
+        except ValueError:
+            return
+    if not isinstance(content, dict):
+        return
+    if "zero_optimization" not in content:
+        raise SettingError(
+            "deepspeed must have a section zero_optimization, but has none; "
+            'add "zero_optimization": {"stage": 0}, which shards nothing, or a higher stage'
+        )
+    for name in ("offset_lr_multiplier", "backbone_lr_multiplier"):
+        if values[name] != 1 and "optimizer" in content:
+            raise SettingError(
+                f"{name} must be 1 where DeepSpeed's configuration has an optimizer, which would ignore it, "
+                f"but got {values[name]:g}; take the section 'optimizer' out of the configuration"
+            )

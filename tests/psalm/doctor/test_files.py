@@ -46,7 +46,7 @@ def test_deepspeed_must_be_installed_where_it_is_asked_for(values: Settings, mon
 
 
 def test_a_contradiction_names_both_sides(values: Settings) -> None:
-    config = {"train_batch_size": 16, "bf16": {"enabled": True}}
+    config = {"train_batch_size": 16, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
     (finding,) = check_deepspeed(values(deepspeed=json.dumps(config)), 4)
     assert finding.status is Status.PROBLEM
     assert finding.text == (

@@ -113,6 +113,11 @@ def test_wrong_combination_is_refused(settings: dict[str, Any], message: str) ->
     assert str(error.value).startswith(message)
 
 
+def test_deepspeed_must_say_what_it_shards() -> None:
+    with pytest.raises(SettingError, match=r"^deepspeed must have a section zero_optimization, but has none; add "):
+        check_settings({"deepspeed": {"train_batch_size": "auto"}})
+
+
 @pytest.mark.parametrize("name", ["offset_lr_multiplier", "backbone_lr_multiplier"])
 def test_an_optimizer_of_deepspeed_would_ignore_multipliers(tmp_path: Path, name: str) -> None:
     content = {"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 2}}
