@@ -58,5 +58,6 @@ def test_the_number_of_processes_divides_what_is_needed(
     given: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert main(flags(given(deepspeed='{"train_batch_size": 8}'))) == 0, "4 processes with 2 samples each"
+    config = '{"train_batch_size": 8, "zero_optimization": {"stage": 2}}'
+    assert main(flags(given(deepspeed=config))) == 0, "4 processes with 2 samples each"
     assert "WORLD_SIZE" not in os.environ
