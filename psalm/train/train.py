@@ -16,7 +16,7 @@ from psalm.data.questions import Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.checkpoints import build_model
 from psalm.model.freezing import set_trainable
-from psalm.model.language_model.llava_phi import startup_lines
+from psalm.model.language_model.llava_phi import PsalmForSegmentation, startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
 from psalm.train.checkpoint_files import finish_checkpoints, resumed_step
@@ -59,7 +59,8 @@ def train(
     try:
         trainer = build_trainer(args)
         if records is not None:
-            sys.stdout.write(startup_lines(trainer.model) + "\n" + data_lines(trainer) + "\n")
+            lines = (startup_lines(trainer.model), weight_lines(trainer.model), data_lines(trainer))
+            sys.stdout.write("\n".join(filter(None, lines)) + "\n")
             record_start(records, trainer, done)
             trainer.add_callback(RecordsCallback(records))
             trainer.add_callback(PicturesCallback(records, trainer))
@@ -137,6 +138,11 @@ def training_schedule(args: Arguments, examples: Mapping[str, TaskExamples]) -> 
     return TrainingSchedule(examples, training.seed, steps, step_samples, ratios_of(vars(args.data)))
 
 
+def weight_lines(model: PsalmForSegmentation) -> str:
+    """What became of each name in the files of weights, a line per file."""
+    return "\n".join(f"  weights: {report}" for report in model.key_reports)
+
+
 def data_lines(trainer: PsalmTrainer) -> str:
     """What a run is trained and validated on, a line per task."""
     schedule = trainer.train_dataset
@@ -190,10 +196,13 @@ def record_start(records: RunRecords, trainer: PsalmTrainer, resumed_after: int 
     records.tags(
         run_tags(trainer.settings, trainer.data, trainer.model, trainer.args.world_size) | schedule_tags(trainer)
     )
-    config = records.folder / ARTIFACTS / "config.yaml"
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True))
-    records.artifact(config)
+    artifacts = records.folder / ARTIFACTS
+    artifacts.mkdir(exist_ok=True)
+    settings = yaml.safe_dump(trainer.settings, sort_keys=False, allow_unicode=True)
+    weights = weight_lines(trainer.model) + "\n"
+    for name, text in (("config.yaml", settings), ("weights.txt", weights)):
+        (artifacts / name).write_text(text)
+        records.artifact(artifacts / name)
     if resumed_after is None:
         records.event("started")
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ FIGURES = {
 MAIN = {PANOPTIC: "pq", SEMANTIC: "miou", INSTANCE: "ap", REFERRING: "ciou", REGION: "ciou", CROSS_IMAGE: "miou"}
 ALL = ",".join(TASKS)
 
+OF_ONE_TASK = {f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "curves.png", "predictions.png")}
+"""Artifacts of a run of one task."""
+
 
 def logged(folder: str) -> dict[str, dict[int, float]]:
     """Every logged value but those of the machine."""
@@ -79,8 +83,12 @@ def test_run_records_everything(arguments: Make, capfd: pytest.CaptureFixture[st
     assert [r["event"] for r in records if r["kind"] == "event"] == ["started", "completed"]
 
     artifacts = {r["path"] for r in records if r["kind"] == "artifact"}
-    assert artifacts == {"artifacts/config.yaml", "artifacts/predictions.png", "artifacts/curves.png"}
+    assert artifacts == {
+        f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "predictions.png", "curves.png")
+    }
     assert Image.open(folder / "artifacts/predictions.png").height > 4 * 100, "four images in rows"
+    (of_tower,) = (folder / "artifacts/weights.txt").read_text().splitlines()
+    assert re.match(r"  weights: .*model\.safetensors: \d+ loaded, 0 unused, 12 \(predictor\.", of_tower)
     assert (folder / "model" / "model.safetensors").is_file()
 
     captured = capfd.readouterr()
@@ -105,7 +113,9 @@ def test_every_task_has_its_losses_metrics_and_pictures(arguments: Make, task: s
     assert all(0.0 <= metrics[name] <= 100.0 for name in expected)
     assert {name: history[name] for name in expected} == {name: {2: metrics[name]} for name in expected}
     artifacts = {r["path"] for r in read_records(folder) if r["kind"] == "artifact"}
-    assert artifacts == {"artifacts/config.yaml", "artifacts/predictions.png", "artifacts/curves.png"}
+    assert artifacts == {
+        f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "predictions.png", "curves.png")
+    }
 
 
 def test_expressions_without_a_target_have_figures_of_their_own(
@@ -196,7 +206,7 @@ def test_metrics_of_a_mixture_are_named_by_task_and_led_by_their_mean(mixture: M
 def test_pictures_and_predictions_of_a_mixture_are_named_by_task(mixture: Mixture) -> None:
     artifacts = {r["path"] for r in read_records(mixture.folder) if r["kind"] == "artifact"}
     pictures = {f"artifacts/predictions_{task}.png" for task in TASKS}
-    assert artifacts == {"artifacts/config.yaml", "artifacts/curves.png", *pictures}
+    assert artifacts == {"artifacts/config.yaml", "artifacts/weights.txt", "artifacts/curves.png", *pictures}
     results = {path.name for path in (mixture.folder / "predictions").iterdir()}
     assert results == {"panoptic_predictions", *(f"{task}_predictions.json" for task in TASKS)}
 
