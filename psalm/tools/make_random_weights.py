@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import PhiConfig, PhiForCausalLM
 
 from psalm.model.configuration import PsalmConfig
-from psalm.model.mask_decoder.pixel_decoder import PixelDecoder, pixel_decoder_to_detectron2
-from psalm.model.mask_decoder.predictor import MaskedAttentionPredictor
-from psalm.model.multimodal_encoder.swin import SwinVisionTower, swin_to_detectron2
+from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.model.mask_decoder.pixel_decoder import pixel_decoder_to_detectron2
+from psalm.model.multimodal_encoder.swin import swin_to_detectron2
 from psalm.model.multimodal_projector.conv import SwinConvProjector
 from psalm.model.weight_files import BUILTIN_FOLDER, CONFIG_FILE, WEIGHTS_FILE, read_json
 
@@ -58,7 +58,7 @@ def write_random_weights(folder: Path, size: Size, seed: int = 0, towers: Sequen
     for swin_type in towers:
         fields = {} if size == "full" else read_json(BUILTIN_FOLDER / f"swin_{swin_type}" / CONFIG_FILE)
         config = PsalmConfig(**{"text_config": text_config.to_dict(), "swin_type": swin_type, **fields})
-        weights = _random_tower(config) if size == "full" else _builtin_tower(swin_type)
+        weights = _random_tower(swin_type) if size == "full" else _builtin_tower(swin_type)
         _write_pickle(folder / f"swin_{swin_type}.pkl", weights)
         projector = SwinConvProjector(config.feature_channels[-1], text_config.hidden_size, config.mm_conv_planes)
         named = {f"model.mm_projector.{name}": tensor.detach().half() for name, tensor in projector.named_parameters()}
@@ -85,41 +85,24 @@ def _drawn(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, torch.randn(parameter.shape).mul_(STANDARD_DEVIATION).half()
 
 
-def _random_tower(config: PsalmConfig) -> dict[str, Tensor]:
-    """Backbone, pixel decoder and predictor of these sizes as they are initialised, under Detectron2's names."""
-    queries = LARGE_QUERIES if config.swin_type == "large" else config.num_queries
-    backbone = SwinVisionTower(config.vision_config)
-    pixel_decoder = PixelDecoder(
-        in_channels=config.feature_channels,
-        conv_dim=config.conv_dim,
-        mask_dim=config.mask_dim,
-        num_heads=config.num_heads,
-        feedforward_dim=config.encoder_feedforward_dim,
-        num_layers=config.encoder_layers,
-    )
-    predictor = MaskedAttentionPredictor(
-        in_channels=config.conv_dim,
-        hidden_dim=config.hidden_dim,
-        num_queries=queries,
-        num_heads=config.num_heads,
-        feedforward_dim=config.decoder_feedforward_dim,
-        num_layers=config.decoder_layers,
-        mask_dim=config.mask_dim,
-    )
-    of_psalm = ("CLASS_proj.", "SEG_proj.", "REGION_proj.")
+def _random_tower(swin_type: str) -> dict[str, Tensor]:
+    """Backbone, pixel decoder and predictor at full size as they are initialised, under Detectron2's names."""
+    queries = LARGE_QUERIES if swin_type == "large" else PsalmConfig.num_queries
+    toy_language_model = read_json(BUILTIN_FOLDER / "phi" / CONFIG_FILE)
+    model = PsalmForSegmentation(PsalmConfig(text_config=toy_language_model, swin_type=swin_type, num_queries=queries))
+    only_psalms = ("CLASS_proj.", "SEG_proj.", "REGION_proj.", "adapter_1.bias", "layer_1.bias")
     parts = {
-        "backbone.": swin_to_detectron2(backbone.state_dict()),
-        "sem_seg_head.pixel_decoder.": {
-            name: tensor
-            for name, tensor in pixel_decoder_to_detectron2(pixel_decoder.state_dict()).items()
-            if name not in ("adapter_1.bias", "layer_1.bias")  # Detectron2's have none
-        },
-        "sem_seg_head.predictor.": {
-            name: tensor for name, tensor in predictor.state_dict().items() if not name.startswith(of_psalm)
-        },
+        "backbone.": swin_to_detectron2(model.model.vision_tower.state_dict()),
+        "sem_seg_head.pixel_decoder.": pixel_decoder_to_detectron2(model.pixel_decoder.state_dict()),
+        "sem_seg_head.predictor.": model.predictor.state_dict(),
     }
-    weights = {prefix + name: tensor for prefix, state in parts.items() for name, tensor in state.items()}
-    return weights | _mask2former_only(queries, config.hidden_dim)
+    weights = {
+        prefix + name: tensor
+        for prefix, state in parts.items()
+        for name, tensor in state.items()
+        if not name.startswith(only_psalms)
+    }
+    return weights | _mask2former_only(queries, model.config.hidden_dim)
 
 
 def _builtin_tower(swin_type: str) -> dict[str, Tensor]:
