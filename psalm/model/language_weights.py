@@ -24,7 +24,7 @@ from psalm.constants import SEG_TOKEN
 from psalm.model.filling import Explain, Rename, fill, no_explanation, outlines
 from psalm.model.key_report import KeyReport
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
-from psalm.model.weight_files import BUILTIN, BUILTIN_FOLDER, CONFIG_FILE, existing_folder, open_weights, read_json
+from psalm.model.weight_files import BUILTIN, BUILTIN_FOLDER, CONFIG_FILE, open_weights, read_json
 
 PAD_TOKEN = "<|pad|>"
 
@@ -39,10 +39,17 @@ _FUSED = re.compile(r"(.*\.self_attn)\.query_key_value\.(weight|bias)")
 
 
 def resolve_language_model(model_name_or_path: str) -> Path:
-    """The LLM's folder; ``builtin`` is the toy Phi."""
+    """The LLM's folder; ``builtin`` is the toy Phi.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
     if model_name_or_path == BUILTIN:
         return BUILTIN_FOLDER / "phi"
-    return existing_folder("model_name_or_path", model_name_or_path)
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        raise ValueError(f"model_name_or_path must be {BUILTIN!r} or a folder, but there is no folder {folder}")
+    return folder
 
 
 def read_language_config(folder: Path) -> PreTrainedConfig:

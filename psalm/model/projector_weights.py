@@ -46,11 +46,17 @@ def load_projectors(model: PsalmForSegmentation, path: Path) -> KeyReport:
     return report
 
 
-def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def projector_name(name: str) -> str | None:
+    """What the model calls a projector's weight of this name in a file; None if it is of no projector."""
     if name.startswith(("layer1.", "fc.")):
-        return {f"model.mm_projector.{name}": tensor}
+        return f"model.mm_projector.{name}"
     _, found, rest = name.rpartition("mm_projector")
-    return {f"model.mm_projector{rest}": tensor} if found else {}
+    return f"model.mm_projector{rest}" if found else None
+
+
+def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    ours = projector_name(name)
+    return {} if ours is None else {ours: tensor}
 
 
 def deciding_settings(name: str, theirs: Tensor, ours: Tensor) -> str:

@@ -40,17 +40,6 @@ _ZIP_ERRORS = (BadZipFile, zlib.error)
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the object, keys of its storages
 
 
-def existing_folder(name: str, value: str) -> Path:
-    """The folder that the setting ``name`` names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not Path(value).is_dir():
-        raise ValueError(f"{name} must be {BUILTIN!r} or a folder, but there is no folder {value}")
-    return Path(value)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

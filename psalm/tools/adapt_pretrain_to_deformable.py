@@ -38,7 +38,7 @@ from psalm.model.deformable_start import start_with_zero_tokens
 from psalm.model.filling import fill
 from psalm.model.key_report import KeyReport
 from psalm.model.multimodal_projector.builder import build_projector
-from psalm.model.projector_weights import DEFORMABLE
+from psalm.model.projector_weights import DEFORMABLE, projector_name
 from psalm.model.psalm_weights import is_whole_checkpoint
 from psalm.model.weight_files import BUILTIN, CONFIG_FILE, Weights, open_weights, read_json
 from psalm.train.arguments import argument_fields, check_setting
@@ -155,7 +155,7 @@ class _Baseline:
 def _read_baseline(source: Path, swin_type: str | None) -> _Baseline:
     weights = open_weights(source)
     _refuse_deformable(source, weights)
-    names = {name: _baseline_name(name) for name in weights}
+    names = {name: projector_name(name) or name for name in weights}
     shapes = {ours: weights.shapes()[name] for name, ours in names.items()}
     if len(shapes.get(CONV1, ())) != 4 or len(shapes.get(FC, ())) != 2:
         raise ValueError(f"{source} has no weights of a baseline projector: {CONV1} and {FC} are needed")
@@ -180,14 +180,6 @@ def _read_baseline(source: Path, swin_type: str | None) -> _Baseline:
     )
     tensors = {ours: weights[name] for name, ours in names.items() if ours in report.loaded}
     return _Baseline(tensors, report, channels, width, planes)
-
-
-def _baseline_name(name: str) -> str:
-    """A name in a projector's file -> ours, or itself if it is not of a baseline projector."""
-    if name.startswith(("layer1.", "fc.")):
-        return BASELINE + name
-    _, found, rest = name.rpartition("mm_projector.")
-    return BASELINE + rest if found else name
 
 
 def _refuse_deformable(source: Path, weights: Weights) -> None:
