@@ -7,7 +7,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,11 +17,15 @@ import psutil
 import ray
 
 from tune.errors import SearchError
+from tune.ledger import locked
 from tune.options import LOCAL
 from tune.resources import Node, TrialResources
 
 SOCKET_ROOM = 40
 """Longest temporary folder below which Ray's sockets still fit into the 107 bytes of a Unix socket's path."""
+
+SESSION_PREFIX = "psalm-ray-"
+SESSION_LOCK = "session.lock"
 
 ENVIRONMENT = {
     # A trial's report waits for Train's next look at its workers.
@@ -39,6 +43,8 @@ ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": "180",
     # A failed trial's reason is shown in one line; all of it is in error.txt in its folder.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # How an attempt ended is a result without the metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -59,8 +65,8 @@ class Session:
     """A running Ray: its nodes, and whether it is to end."""
 
     nodes: list[Node]
-    check: Callable[[], None]
-    """Raises ``Interrupted`` if a signal has come."""
+    interrupted: Callable[[], Interrupted | None]
+    """What signal has come, if any."""
 
 
 @contextmanager
@@ -73,8 +79,8 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
         address: of a cluster, or ``local``.
         resources: of the trials that will run.
         machine: what Ray may use of this one.
-        polled: a signal waits for the session's ``check``. Ray turns what is raised inside its calls into errors of
-            its own, which code that handles those would take for a failed call.
+        polled: a signal waits to be asked for by the session's ``interrupted``. Ray turns what is raised inside its
+            calls into errors of its own, which code that handles those would take for a failed call.
 
     Raises:
         SearchError: there is no cluster at the address.
@@ -83,6 +89,7 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, int(resources.cpus_per_worker)))}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     folder = None
+    own = ExitStack()
     # Inherited by everything that Ray starts here; a runtime_env of the job would cost seconds in every trial.
     os.environ.update(environment)
     _silence_libraries()
@@ -90,7 +97,7 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
     interrupts.catch()
     try:
         if address == LOCAL:
-            folder = Path(tempfile.mkdtemp(prefix="psalm-", dir=_short_temporary_folder()))
+            folder = own.enter_context(_session_folder(_short_temporary_folder()))
             with _children_ignore_sigterm():
                 ray.init(LOCAL, num_cpus=int(machine.cpus), num_gpus=int(machine.gpus), _temp_dir=str(folder), **quiet)
         else:
@@ -99,7 +106,7 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
         interrupts.check()
         interrupts.raise_at_once = not polled
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Session([Node(each.get("CPU", 0), each.get("GPU", 0)) for each in alive], interrupts.check)
+        yield Session([Node(each.get("CPU", 0), each.get("GPU", 0)) for each in alive], interrupts.came)
     except Exception:
         interrupts.check()
         raise
@@ -109,8 +116,7 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
         ray.shutdown()
         for process in psutil.wait_procs(children, timeout=10)[1]:
             process.kill()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        own.close()
         interrupts.restore()
 
 
@@ -126,6 +132,28 @@ def _connect(address: str, environment: Mapping[str, str], quiet: Mapping[str, A
 def _short_temporary_folder() -> str:
     folder = tempfile.gettempdir()
     return folder if len(folder) <= SOCKET_ROOM else "/tmp"
+
+
+@contextmanager
+def _session_folder(root: str) -> Iterator[Path]:
+    """A folder for Ray's files, gone at the end; those of sessions that were killed go at the beginning."""
+    for left in Path(root).glob(f"{SESSION_PREFIX}*/{SESSION_LOCK}"):
+        with suppress(OSError), locked(left, wait=False):  # it is in use, someone else's, or just went
+            shutil.rmtree(left.parent)
+    with tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, dir=root, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with _locked_from_the_start(folder / SESSION_LOCK):
+            yield folder
+
+
+@contextmanager
+def _locked_from_the_start(path: Path) -> Iterator[None]:
+    """A lock file that is locked before it has its name: nobody can take it for one that was left."""
+    draft = path.with_suffix(".new")
+    draft.touch()
+    with locked(draft):
+        draft.rename(path)
+        yield
 
 
 def _silence_libraries() -> None:
@@ -164,6 +192,10 @@ class _Interrupts:
         """From now on, also where a library has put its own handler in between."""
         for each in self.SIGNALS:
             signal.signal(each, self._note)
+
+    def came(self) -> Interrupted | None:
+        """The first signal that has come."""
+        return None if self._came is None else Interrupted(self._came)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has come."""

@@ -24,11 +24,16 @@ SCHEDULERS = ("asha", "none")
 OWNED = {
     "output_dir": "every trial has its own folder below the search's",
     "report_to": "trials are recorded by the search",
+    "checkpoint_budget_gb": "all trials share one; use --checkpoint-budget",
+    "checkpoint_budget_dir": "all trials share one; use --checkpoint-budget",
 }
 """Arguments that a search sets itself."""
 
 DEFAULTS = {"eval_strategy": "steps", "disable_tqdm": True}
 """Arguments that differ in a search, unless its file says otherwise: the metric is needed more than once."""
+
+CHECKPOINTS = {"save_strategy": "eval_strategy", "save_steps": "eval_steps"}
+"""Unless its file says otherwise, a trial saves a checkpoint whenever it is evaluated: it may have to go on from it."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,18 @@ def load_config(
     seed: int | None = None,
     metric: str | None = None,
     resources: Iterable[str] = (),
+    base: Path | None = None,
 ) -> SearchConfig:
     """Read and check a search; ``assignments`` and ``resources`` are the command line's ``name=value``.
 
-    Paths in the file are relative to its folder where something is there, else to the working directory.
+    Paths in the file are relative to its folder, or to ``base``, where something is there, else to the working
+    directory.
 
     Raises:
         SettingError: the file or an option is wrong, an argument is unknown, or a value is not allowed.
     """
     file = Section("", read_yaml(path), path)
-    parameters, dependents, arguments, overrides = _read_arguments(file, path.parent, assignments)
+    parameters, dependents, arguments, overrides = _read_arguments(file, base or path.parent, assignments)
     _check_length(arguments)
 
     file_seed = file.whole("seed", 0, low=0)
@@ -176,6 +183,9 @@ def _read_arguments(
     dependents = dependents.without(overrides)
     varying = {*parameters, *dependents.leaders}
     arguments = {name: value for name, value in DEFAULTS.items() if name not in varying} | given
+    for name, follows in CHECKPOINTS.items():
+        if follows in arguments and name not in varying:
+            arguments.setdefault(name, arguments[follows])
     return parameters, dependents, arguments, overrides
 
 

@@ -1,6 +1,7 @@
 """The command line of a search."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,26 +9,46 @@ from pathlib import Path
 from typing import NoReturn
 
 from tune.errors import SearchError
+from tune.limits import parse_duration
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "experiments" / "search" / "tiny.yaml"
 LOCAL = "local"
 LONGEST_SERIES = 10_000
 
+FIXED = {
+    "config": "--config",
+    "output_dir": "--output-dir",
+    "storage_path": "--storage-path",
+    "seed": "--seed",
+    "metric": "--metric",
+    "assignments": "--set",
+    "resources": "--resources",
+}
+"""What a resumed search has been asked already."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line; None where the search's file decides."""
+    """What was asked for on the command line; None where the search's file decides, or nothing is asked."""
 
     config: Path
+    resume: Path | None
     num_samples: int | None
     max_concurrent: int | None
     output_dir: Path
-    tracking_uri: str
+    storage_path: str | None
+    tracking_uri: str | None
     seed: int | None
     metric: str | None
     address: str
     assignments: tuple[str, ...]
     resources: tuple[str, ...]
+    max_failures: int
+    time_budget: float | None  # seconds
+    gpu_hours: float | None
+    cpu_hours: float | None
+    checkpoint_budget: float | None  # GB
+    keep_best: int
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +76,13 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         metavar="FILE",
         help="The YAML file that describes the search: its space, metric, budget and training arguments. "
         "The default is experiments/search/tiny.yaml, which needs no data, GPU, network or server.",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="Go on with the search in the folder DIR, however it ended: finished trials are kept, the others go on "
+        "from their last checkpoints. What the search was asked to do stays; how it is run may be given anew.",
     )
     parser.add_argument(
         "--num-samples",
@@ -120,19 +148,73 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         help="Give every trial other resources than the file does: workers_per_trial, cpus_per_worker, "
         "gpus_per_worker. With gpus_per_worker=0 a search that is written for GPUs can be tried on a CPU.",
     )
+    parser.add_argument(
+        "--storage-path",
+        metavar="PATH_OR_URI",
+        help="Keep the trials' folders there: in a folder that all nodes of a cluster see, or at a URI such as "
+        "s3://bucket/prefix. The default is the output folder.",
+    )
+    parser.add_argument(
+        "--max-failures",
+        type=_not_negative,
+        default=3,
+        metavar="N",
+        help="Let a trial whose processes died go on from its last checkpoint up to N times; then it has failed, and "
+        "the search goes on without it. The default is 3.",
+    )
+    parser.add_argument(
+        "--time-budget",
+        type=_duration,
+        metavar="TIME",
+        help="End the search in order after TIME, for example 90m, 8h or 1d12h: running trials save a checkpoint, and "
+        "--resume goes on.",
+    )
+    for kind in ("gpu", "cpu"):
+        parser.add_argument(
+            f"--{kind}-hours",
+            type=_positive,
+            metavar="H",
+            help=f"End the search in order when its trials have used H {kind.upper()}-hours, earlier runs of a resumed "
+            "search included.",
+        )
+    parser.add_argument(
+        "--checkpoint-budget",
+        type=_positive,
+        metavar="GB",
+        help="Never let checkpoints and models of all trials take more than GB gigabytes together.",
+    )
+    parser.add_argument(
+        "--keep-best",
+        type=_not_negative,
+        default=3,
+        metavar="K",
+        help="Keep the final models of the best K trials. The default is 3.",
+    )
     found = parser.parse_args(argv)
+    if found.resume is not None:
+        for name, flag in FIXED.items():
+            if getattr(found, name) != parser.get_default(name):
+                parser.error(f"--resume {found.resume}: {flag} cannot be changed; leave it out, or start a new search")
     output_dir = found.output_dir.expanduser().absolute()
     return Options(
         config=found.config,
+        resume=None if found.resume is None else found.resume.expanduser().absolute(),
         num_samples=found.num_samples,
         max_concurrent=found.max_concurrent,
         output_dir=output_dir,
-        tracking_uri=found.tracking_uri or f"sqlite:///{output_dir / 'mlflow.db'}",
+        storage_path=found.storage_path,
+        tracking_uri=found.tracking_uri,
         seed=found.seed,
         metric=found.metric,
         address=found.address,
         assignments=tuple(found.assignments),
         resources=tuple(found.resources),
+        max_failures=found.max_failures,
+        time_budget=found.time_budget,
+        gpu_hours=found.gpu_hours,
+        cpu_hours=found.cpu_hours,
+        checkpoint_budget=found.checkpoint_budget,
+        keep_best=found.keep_best,
     )
 
 
@@ -142,18 +224,39 @@ def refuse(mistake: Exception) -> int:
     return 2
 
 
-def free_folder(output_dir: Path, name: str) -> Path:
-    """``output_dir/name``, or with -2, -3, ... added, that does not exist yet.
+def new_folder(output_dir: Path, name: str) -> Path:
+    """Makes ``output_dir/name``, or with -2, -3, ... added where that exists; two searches never get the same.
 
     Raises:
         SearchError: the output folder cannot be written.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SearchError(f"--output-dir {output_dir}: {error.strerror}; choose one that can be written") from error
     names = (name, *(f"{name}-{number}" for number in range(2, LONGEST_SERIES)))
-    return next(output_dir / each for each in names if not (output_dir / each).exists())
+    for each in names:
+        try:
+            (output_dir / each).mkdir(parents=True)
+            return output_dir / each
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SearchError(f"--output-dir {output_dir}: {error.strerror}; choose one that can be written") from error
+    raise SearchError(f"--output-dir {output_dir}: has {LONGEST_SERIES} searches named {name}; choose another")
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except SearchError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but is {text!r}")
+    return value
 
 
 def _count(text: str) -> int:

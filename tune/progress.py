@@ -13,15 +13,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tune.board import Board, Status, TrialRow
+from tune.board import UNFINISHED, Board, Status, TrialRow
 from tune.config import SearchConfig
 
 STYLES = {
+    Status.WAITING: "magenta",
     Status.RUNNING: "cyan",
     Status.COMPLETED: "green",
     Status.PRUNED: "yellow",
     Status.FAILED: "bold red",
-    Status.KILLED: "magenta",
 }
 
 
@@ -112,8 +112,10 @@ class Progress:
         self._line(text)
 
     def started(self, row: TrialRow) -> None:
-        """A trial begins."""
-        self._event(row, f"starts: {settings(row)}")
+        """An attempt of a trial begins."""
+        changes = ", ".join(f"{name}={number(value)}" for name, value in row.changes.items())
+        begins = "starts" if row.attempts == 1 else f"goes on from step {row.step}, attempt {row.attempts}"
+        self._event(row, f"{begins}: {settings(row)}" + (f" with {changes} to save memory" if changes else ""))
 
     def evaluated(self, row: TrialRow) -> None:
         """A trial has a new value."""
@@ -121,16 +123,17 @@ class Progress:
             self._event(row, f"step {row.step}/{self.board.full_length}, {self.board.metric} {_metric(row.last)}")
 
     def ended(self, row: TrialRow) -> None:
-        """A trial has ended."""
+        """An attempt of a trial has ended, and the trial with it unless it waits."""
         outcome = {
+            Status.WAITING: f"waits to go on from step {row.step}: {row.reason}",
             Status.COMPLETED: f"completed, {self.board.metric} {_metric(row.last)}",
             Status.PRUNED: f"stopped early at step {row.step}, {self.board.metric} {_metric(row.last)}",
             Status.FAILED: f"failed: {row.reason}",
-            Status.KILLED: f"killed: {row.reason}",
         }[row.status]
         self._event(row, f"{outcome} ({clock(row.seconds)})", STYLES[row.status])
-        ended = len(self.board.trials) - len(self.board.of(Status.RUNNING))
-        if not self.console.is_terminal and ended % 4 == 0 and ended < self.board.num_samples:
+        ended = len(self.board.trials) - len(self.board.of(*UNFINISHED))
+        is_due = row.status not in UNFINISHED and ended % 4 == 0 and ended < self.board.num_samples
+        if is_due and not self.console.is_terminal:
             self.console.print(trial_table(self.board, self.board.trials.values()))
 
     def _event(self, row: TrialRow, text: str, style: str = "") -> None:

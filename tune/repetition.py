@@ -12,9 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from psalm.train.arguments import parse_settings
 from psalm.train.train import train
 from tune.cluster import ray_session
+from tune.failures import cause_of, picklable_errors
 from tune.options import LOCAL
 from tune.resources import TrialResources, this_machine
-from tune.trial import TrialPlan, picklable_errors, reason_of
+from tune.trial import TrialPlan
 
 
 class StopAt(TrainerCallback):
@@ -55,7 +56,7 @@ def repeat(settings: Mapping[str, Any], resources: TrialResources, folder: Path,
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            return reason_of(error)
+            return cause_of(error).reason
     return None
 
 

@@ -1,25 +1,40 @@
-"""A trial's metric on its way up: from the evaluation to Ray."""
+"""A trial's talk with its search: its metric on the way up, and whether it goes on on the way down."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray.train
+import ray
+import torch.distributed as dist
+from ray.actor import ActorHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tune.failures import MetricError
+from tune.state import Outcome
 from tune.study import STEP
 
 
-class MetricError(RuntimeError):
-    """The metric that is searched is missing or no number: the trial has failed."""
+class SearchCallback(TrainerCallback):
+    """Reports every evaluation to the search and does what it decides; at every step, looks whether it is interrupted.
 
+    Only the first of a trial's workers talks with the search; the others do as it does.
 
-class RayReportCallback(TrainerCallback):
-    """Reports every evaluation to Ray, from every rank, with its global step."""
+    Args:
+        desk: of the search.
+        job: the attempt's id.
+        metric: that is searched.
+    """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, desk: ActorHandle[Any], job: str, metric: str) -> None:
+        self.desk = desk
+        self.job = job
         self.metric = metric
         self.last_step = -1
+        self.stopped = False
+        self.interrupted = False
+        self._interruption = desk.interruption.remote()
+        self._ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self._agreement = dist.new_group(backend="gloo") if self._ranks > 1 else None  # needs no sync with the GPU
 
     def on_evaluate(
         self,
@@ -29,7 +44,7 @@ class RayReportCallback(TrainerCallback):
         metrics: Mapping[str, float],
         **_: Any,
     ) -> None:
-        """Raise if the searched metric is missing or not finite; else report.
+        """Raise if the searched metric is missing or not finite; else report, and stop if the search says so.
 
         Raises:
             MetricError: with the step and what there is instead.
@@ -42,5 +57,42 @@ class RayReportCallback(TrainerCallback):
             )
         if not math.isfinite(value):
             raise MetricError(f"{self.metric} is {value} at step {state.global_step}")
-        ray.train.report({self.metric: float(value), STEP: state.global_step})
         self.last_step = state.global_step
+        if not self._agreed(lambda: self._goes_on(state.global_step, float(value))):
+            self.stopped = control.should_training_stop = True
+            control.should_save = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A search that is interrupted wants a checkpoint, and the worker's end."""
+        if self._agreed(self._is_interrupted):
+            self.interrupted = control.should_save = control.should_training_stop = True
+
+    def outcome(self, max_steps: int) -> Outcome | None:
+        """How the attempt ended, after the training; None: it was stopped by the search's decision.
+
+        Raises:
+            MetricError: there was no evaluation at the full length.
+        """
+        if self.stopped:
+            return None
+        if self.last_step >= max_steps:
+            return Outcome.COMPLETED
+        if self.interrupted:
+            return Outcome.INTERRUPTED
+        raise MetricError(
+            f"{self.metric} is missing at the end: it was last evaluated at step {self.last_step} of {max_steps}"
+        )
+
+    def _goes_on(self, step: int, value: float) -> bool:
+        return bool(ray.get(self.desk.report.remote(self.job, {STEP: step, self.metric: value})))
+
+    def _is_interrupted(self) -> bool:
+        return bool(ray.wait([self._interruption], timeout=0)[0])
+
+    def _agreed(self, question: Callable[[], bool]) -> bool:
+        """The first rank's answer, on all ranks."""
+        if self._agreement is None:
+            return question()
+        answer = [question() if dist.get_rank() == 0 else False]
+        dist.broadcast_object_list(answer, src=0, group=self._agreement)
+        return answer[0]

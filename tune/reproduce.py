@@ -36,7 +36,7 @@ from tune.connection import (
 from tune.delivery import SETTINGS_FILE, Delivery
 from tune.fingerprint import provenance, source_files
 from tune.ledger import TrackingError
-from tune.options import free_folder
+from tune.options import new_folder
 from tune.resources import TrialResources, this_machine
 from tune.tracking import SOURCES_FILE
 from tune.verdict import MACHINE, Comparison, Points, as_json, as_table, compare, differences, inconsistencies
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = read_record(client, options.run_id)
         files = source_files()
         found = check_record(record, files)
-        folder = free_folder(output_dir / "reproductions", record.run_id[:8])
+        folder = new_folder(output_dir / "reproductions", record.run_id[:8])
     except (TrackingError, ValueError, *STORE_ERRORS) as error:
         sys.stderr.write(f"reproduce.py: {one_line(error)}\n")
         return REFUSED

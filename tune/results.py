@@ -7,21 +7,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
-from tune.board import Board, Status, TrialRow
-from tune.progress import number, trial_table
+from tune.board import UNFINISHED, Board, Status, TrialRow
+from tune.progress import clock, number, trial_table
 
 SUMMARY_FILE = "search.json"
+TIMES = ("training", "evaluation", "checkpointing", "startup", "waiting")
+"""What the time of a search went into."""
 
 
-def summary(board: Board, search_run_id: str | None, run_id: Callable[[int], str | None]) -> dict[str, Any]:
-    """The content of ``search.json``; ``best`` is None if no trial completed."""
+def summary(
+    board: Board, search_run_id: str | None, run_id: Callable[[int], str | None], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The content of ``search.json``; ``best`` is None if no trial completed. ``seconds``: see ``tune.costs``."""
     best = board.best
     return {
         "search_run_id": search_run_id,
         "trials": [_trial(board, row, run_id(row.number)) for _, row in sorted(board.trials.items())],
         "best": best and {"run_id": run_id(best.number), **_settings(board, best), "value": best.last},
+        "seconds": dict(seconds),
     }
 
 
@@ -40,6 +47,8 @@ def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
         "steps": row.step,
         "seconds": round(row.seconds, 2),
         "reason": row.reason,
+        "attempts": row.attempts,
+        "changes": dict(row.changes),
     }
 
 
@@ -56,8 +65,15 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     if board.trials:
         console.print(f"\nTrials of {board.name}, best first", style="bold", markup=False)
         console.print(trial_table(board, board.ranking(), console.width))
-    for row in (*board.of(Status.FAILED), *board.of(Status.KILLED)):
+    for row in board.of(Status.FAILED, Status.WAITING):
         console.print(f"trial {row.number} {row.status}: {row.reason}", style="red", markup=False, soft_wrap=True)
+    if content["seconds"]["trials"]:
+        console.print(f"\nWhere the time went, of {content['seconds']['concurrency']} trials at a time", style="bold")
+        console.print(time_table(content["seconds"]))
+    unfinished = len(board.of(*UNFINISHED)) + max(board.num_samples - len(board.trials), 0)
+    if unfinished:
+        console.print(f"{unfinished} of {board.num_samples} trials are not finished; to go on:", markup=False)
+        console.print(f"  {resume_command(folder)}", markup=False, soft_wrap=True, highlight=False)
     best = content["best"]
     if best is None:
         console.print(f"No trial completed; results are in {folder}", style="red", markup=False, soft_wrap=True)
@@ -70,6 +86,19 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
         console.print(f"  {command}", markup=False, soft_wrap=True, highlight=False)
 
 
+def time_table(seconds: Mapping[str, float]) -> Table:
+    """What the time of a search went into, as its share of all that its trials could have used."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("", "time", "share"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    usable = seconds["wall"] * seconds["concurrency"]
+    for kind in TIMES:
+        table.add_row(kind, clock(seconds[kind]), f"{seconds[kind] / usable:.0%}")
+    table.add_section()
+    table.add_row("overhead per trial", f"{seconds['overhead_per_trial']:.1f} s", "")
+    return table
+
+
 def next_commands(run_id: str | None, tracking_uri: str, folder: Path) -> list[str]:
     """How to compare the trials in MLflow, and how to reproduce the best run."""
     if tracking_uri.startswith(("http://", "https://")):
@@ -78,7 +107,16 @@ def next_commands(run_id: str | None, tracking_uri: str, folder: Path) -> list[s
         look = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     if run_id is None:
         return [look, f"python -m tune.tracking sync {shlex.quote(str(folder))}"]
-    script = str(Path(__file__).with_name("reproduce.py"))
+    return [look, f"python {_script('reproduce.py')} {run_id} --tracking-uri {shlex.quote(tracking_uri)}"]
+
+
+def resume_command(folder: Path) -> str:
+    """How to go on with a search."""
+    return f"python {_script('search.py')} --resume {shlex.quote(str(folder))}"
+
+
+def _script(name: str) -> str:
+    script = str(Path(__file__).with_name(name))
     if Path(script).is_relative_to(Path.cwd()):
         script = os.path.relpath(script)
-    return [look, f"python {shlex.quote(script)} {run_id} --tracking-uri {shlex.quote(tracking_uri)}"]
+    return shlex.quote(script)

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Sequence
 
 from psalm.train.fields import SettingError
-from tune.board import Board
-from tune.config import check_data, load_config
-from tune.options import LOCAL, free_folder, parse_options, refuse
+from psalm.train.records import RecordsInUse
+from tune.limits import Limits
+from tune.opening import open_search
+from tune.options import parse_options, refuse
 from tune.progress import Progress, announce, create_console
 from tune.resources import this_machine
 from tune.results import print_results
-from tune.tracking import Tracker, TrackingError
+from tune.tracking import TrackingError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,58 +21,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if a trial completed, 1 if none did, 2 for a mistake in what was asked, 128 + its number after a signal.
     """
     options = parse_options(argv)
+    machine = this_machine()
     try:
-        config = load_config(
-            options.config,
-            options.assignments,
-            options.num_samples,
-            options.max_concurrent,
-            options.seed,
-            options.metric,
-            options.resources,
-        )
-        check_data(config)
-        machine = this_machine()
-        if options.address == LOCAL:
-            config.resources.concurrency([machine], config.max_concurrent)
-        folder = free_folder(options.output_dir, config.name)
-        tracker = Tracker(options.tracking_uri, folder, config.name)
-        tracker.check()
-        folder.mkdir()
-    except (SettingError, TrackingError, FileExistsError) as mistake:
+        opened = open_search(options, machine)
+        limits = Limits(options.time_budget, options.gpu_hours, options.cpu_hours, opened.config.resources)
+    except (SettingError, TrackingError, RecordsInUse) as mistake:
         return refuse(mistake)
 
+    config, folder = opened.config, opened.folder
     console = create_console()
     announce(config, folder, console)
     # Ray takes seconds to import: a mistake is told before.
     from ray import tune
 
+    from tune.adapters import Decisions, Ends, Jobs
     from tune.cluster import Interrupted, ray_session
-    from tune.monitor import Monitor, concluded
-    from tune.schedulers import create_scheduler
-    from tune.study import StudySearcher, create_study
-    from tune.trial import TrialPlan, run_trial, trial_name
+    from tune.conductor import Conductor, Overdue, concluded
+    from tune.desk import Desk
+    from tune.lane import Lane
+    from tune.state import SearchState
+    from tune.trial import TrialPlan, trial_name
 
-    board = Board(config.name, config.metric, config.mode, config.max_steps, config.num_samples, config.dependents)
+    state = SearchState(config, opened.records, num_samples=config.num_samples, max_failures=options.max_failures)
     plan = TrialPlan(folder, config.arguments, config.resources, config.metric, config.dependents)
-    searcher = StudySearcher(create_study(config), config.space, config.metric, config.mode, config.max_steps)
-    scheduler = create_scheduler(config.scheduler, config.metric, config.mode, config.max_steps)
     exit_code = 0
     try:
         with (
-            concluded(board, tracker, folder, config.as_record()),
-            Progress(board, console) as progress,
+            concluded(state, opened.tracker, plan) as run,
+            Progress(state.board, console) as progress,
             ray_session(options.address, config.resources, machine, polled=True) as session,
         ):
-            at_once = config.resources.concurrency(session.nodes, config.max_concurrent)
-            progress.note(f"Ray is up; {at_once} at a time")
+            run.at_once = config.resources.concurrency(session.nodes, config.max_concurrent)
+            progress.note(f"Ray is up; {run.at_once} at a time")
+            desk = Desk.remote()
+            conductor = Conductor(
+                state, plan, progress, opened.tracker, limits, desk, session.interrupted, options.keep_best
+            )
             tune.Tuner(
-                tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.own_resources),
+                tune.with_resources(tune.with_parameters(Lane, plan=plan, desk=desk), plan.own_resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=config.num_samples,
-                    max_concurrent_trials=at_once,
+                    search_alg=Jobs(conductor),
+                    scheduler=Decisions(conductor),
+                    num_samples=-1,
+                    max_concurrent_trials=run.at_once,
+                    reuse_actors=True,
                     trial_dirname_creator=trial_name,
                     trial_name_creator=trial_name,
                 ),
@@ -79,16 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                     name="ray",
                     storage_path=str(folder),
                     verbose=0,
-                    callbacks=[Monitor(board, progress, tracker, plan.trial_folder, session.check)],
+                    callbacks=[Ends(conductor)],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
                 ),
             ).fit()
+            conductor.check()
     except SettingError as mistake:
         return refuse(mistake)
+    except Overdue as overdue:
+        console.print(str(overdue), style="magenta")
     except Interrupted as interrupt:
         console.print(f"Interrupted by {interrupt}", style="magenta")
         exit_code = interrupt.exit_code
-    print_results(board, folder, options.tracking_uri, console)
-    return exit_code or (0 if board.best else 1)
+    print_results(state.board, folder, opened.tracker.uri, console)
+    return exit_code or (0 if state.board.best else 1)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,65 @@
-"""Ray Tune asks, an Optuna study answers, and the study is told what really happened."""
+"""An Optuna study of a search's trials proposes the next settings, and is told what really happened.
 
-import math
+A proposal is a function of the search's settings, its trials and the new trial's number. The study is made anew from
+the trials for each, and so is the sampler, whose random numbers come from the search's seed and the trial's number: a
+search that is resumed proposes what it would have proposed.
+"""
+
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from ray.tune.search import Searcher
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from tune.board import Status, TrialRow
 from tune.config import SearchConfig
+from tune.parameters import Value
 from tune.space import SearchSpace
 
 STEP = "global_step"
 """The time axis of a search: the name under which every result carries its global training step."""
 
+_STATES = {
+    Status.WAITING: TrialState.RUNNING,  # has its settings, and will have its values
+    Status.RUNNING: TrialState.RUNNING,
+    Status.COMPLETED: TrialState.COMPLETE,
+    Status.PRUNED: TrialState.PRUNED,
+    Status.FAILED: TrialState.FAIL,
+}
 
-def create_study(config: SearchConfig) -> optuna.Study:
-    """An empty study with the search's sampler; its first trials will be the baselines."""
+
+def propose(config: SearchConfig, rows: Iterable[TrialRow]) -> dict[str, Value]:
+    """The setting of the trial after those in ``rows``, which are numbered from 0: a baseline, then the sampler's."""
+    rows = list(rows)
+    number = len(rows)
+    if number < len(config.baselines):
+        return config.space.suggest(FixedTrial(config.space.study_params(config.baselines[number])))
+    study = create_study(config, rows)
+    study.sampler = create_sampler(config, number)
+    return config.space.suggest(study.ask())
+
+
+def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study:
+    """The study of a search with these trials.
+
+    A trial is COMPLETE with its last value only if it ran to its full length; one that was stopped before is PRUNED
+    (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MAXIMIZE if config.mode == "max" else StudyDirection.MINIMIZE
-    study = optuna.create_study(sampler=create_sampler(config), direction=direction)
-    for baseline in config.baselines:
-        study.enqueue_trial(config.space.study_params(baseline))
+    study = optuna.create_study(direction=direction)
+    study.add_trials(_frozen(row, config.space) for row in rows)
     return study
 
 
-def create_sampler(config: SearchConfig) -> optuna.samplers.BaseSampler:
-    """The sampler of a name; TPE models all parameters jointly, in groups where their set differs between trials."""
+def create_sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a name for a trial; TPE models all parameters jointly, in groups where their set differs."""
+    seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
     if config.sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=config.seed)
+        return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
@@ -39,58 +67,26 @@ def create_sampler(config: SearchConfig) -> optuna.samplers.BaseSampler:
             multivariate=True,
             group=config.space.conditional,
             constant_liar=True,
-            seed=config.seed,
+            seed=seed,
         )
 
 
-class StudySearcher(Searcher):
-    """Hands the study's proposals to Tune as ``{"number": int, "params": {...}}``, numbered from ``first_number``.
+def _frozen(row: TrialRow, space: SearchSpace) -> FrozenTrial:
+    params, distributions = _in_study(row.params, space)
+    state = _STATES[row.status]
+    return optuna.create_trial(
+        state=state,
+        value=row.last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        params=params,
+        distributions=distributions,
+        intermediate_values=row.values,
+    )
 
-    The study learns every value at its global step. A trial is COMPLETE with its last value only if it ran to
-    ``full_length``; one that was stopped before is PRUNED (its last intermediate value counts, as Optuna's own
-    pruning does it), and one that failed or has no finite value is FAIL.
-    """
 
-    def __init__(
-        self, study: optuna.Study, space: SearchSpace, metric: str, mode: str, full_length: int, first_number: int = 0
-    ) -> None:
-        super().__init__(metric=metric, mode=mode)
-        self.study = study
-        self.space = space
-        self.full_length = full_length
-        self._next_number = first_number
-        self._running: dict[str, optuna.Trial] = {}
-        self._last: dict[str, tuple[int, float]] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next trial's number and its values of the searched arguments."""
-        trial = self.study.ask()
-        self._running[trial_id] = trial
-        suggestion = {"number": self._next_number, "params": self.space.suggest(trial)}
-        self._next_number += 1
-        return suggestion
-
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Tell the study an intermediate value (once: Tune repeats the last result when a trial has ended)."""
-        step, value = result.get(STEP), result.get(self.metric)
-        if step is None or value is None or step == self._last.get(trial_id, (None, None))[0]:
-            return
-        self._last[trial_id] = (step, value)
-        if math.isfinite(value):
-            self._running[trial_id].report(value, step=step)
-
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended. ``result`` is its last one, which the scheduler may have kept from us."""
-        if result:
-            self.on_trial_result(trial_id, result)
-        trial = self._running.pop(trial_id)
-        step, value = self._last.pop(trial_id, (0, math.nan))
-        if error or not math.isfinite(value):
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif step < self.full_length:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(trial, value)
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing to save: a search is rebuilt from the records of its runs, not from Ray's snapshot."""
+def _in_study(
+    setting: Mapping[str, Value], space: SearchSpace
+) -> tuple[dict[str, Value], dict[str, optuna.distributions.BaseDistribution]]:
+    """A setting as the study knows it: parameters and what they were drawn from."""
+    trial = FixedTrial(space.study_params(setting))
+    space.suggest(trial)
+    return trial.params, trial.distributions

@@ -166,6 +166,14 @@ class Tracker:
             logger.warning("MLflow lacks part of this search; later: python -m tune.tracking sync %s", self.search_dir)
         self._ledger.release()
 
+    def knows(self, number: int) -> bool:
+        """Whether a trial was ever started."""
+        return str(number) in self._ledger.runs
+
+    def runs(self, number: int) -> bool:
+        """Whether a trial was started and not finished since."""
+        return self._ledger.runs[str(number)].status is None
+
     def run_id(self, number: int) -> str | None:
         """A trial's run in MLflow, as soon as there is one."""
         return self._ledger.runs[str(number)].run_id

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from psalm.train.arguments import check_settings, parse_settings, with_defaults
+from psalm.train.checkpoint_files import FINAL_MODEL
 from psalm.train.command_line import read_config
 from psalm.train.evaluate import evaluate_checkpoint
 from psalm.train.tasks import metric_names
-from psalm.train.train import FINAL_MODEL, build_trainer, train
+from psalm.train.train import build_trainer, train
 
 SHOWN_METRICS = 3
 """Of a run's metrics, the main one first."""

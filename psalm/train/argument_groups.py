@@ -231,6 +231,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     eval_steps: float | None = field(default=500, metadata={"help": "Steps between evaluations."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    checkpoint_budget_gb: float | None = field(
+        default=None,
+        metadata={
+            "help": "GB that all checkpoints and final models below checkpoint_budget_dir may take, of whichever run; "
+            "one that would pass it is left out.",
+            "range": POSITIVE,
+        },
+    )
+    checkpoint_budget_dir: str | None = _path("Folder of the runs that share checkpoint_budget_gb.")
     save_final_model: bool = field(default=True, metadata={"help": "Save the model's weights at the end of the run."})
     save_predictions: bool = field(
         default=False, metadata={"help": "Write the last evaluation's predictions in COCO's result formats."}

@@ -21,12 +21,14 @@ from psalm.train.fields import (
     NOT_NEGATIVE,
     POSITIVE,
     STEPS,
+    TRUE,
     Field,
     Range,
     SettingError,
     as_json,
     fields_of,
     nearest,
+    unset_variables,
 )
 from psalm.train.inputs import check_files, deepspeed_file
 from psalm.train.quiet import quiet_libraries
@@ -70,8 +72,12 @@ NOT_SETTINGS = frozenset((
     "fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "parallelism_config",
     "accelerator_config", "use_liger_kernel", "liger_kernel_config", "enable_jit_checkpoint", "past_index",
     "average_tokens_across_devices", "bf16_full_eval", "fp16_full_eval", "use_cache", "optim_target_modules",
+    "save_on_each_node",
 ))
 """Arguments of transformers' Trainer that are not a run's settings."""
+
+OF_THE_DISK = ("checkpoint_budget_gb", "checkpoint_budget_dir")
+"""Arguments that follow from where a run is, and not from what it is: they are not recorded with it."""
 
 RETIRED = frozenset((
     "version", "lazy_preprocess", "is_multimodal", "group_by_modality_length", "model_max_length", "mmconv_path",
@@ -171,7 +177,8 @@ def parse_settings(settings: Mapping[str, Any]) -> Arguments:
 def parse_command_line(argv: Sequence[str]) -> Arguments:
     """Arguments from ``--name value`` flags; ``--config FILE`` takes more from a YAML mapping, flags win.
 
-    ``--resume_from_checkpoint DIR`` is taken besides the settings, ``--local_rank`` of launchers is ignored.
+    ``--resume_from_checkpoint DIR``, or ``True`` for the run's last, is taken besides the settings; ``--local_rank`` of
+    launchers is ignored.
 
     Raises:
         SettingError: see ``check_settings``; or flags that cannot be read.
@@ -183,17 +190,23 @@ def parse_command_line(argv: Sequence[str]) -> Arguments:
     flags.pop("local_rank", None)
     checkpoint = flags.pop("resume_from_checkpoint", None)
     arguments = parse_settings(flags)
-    arguments.training.resume_from_checkpoint = str(Path(checkpoint).resolve()) if checkpoint is not None else None
+    if str(checkpoint).lower() in TRUE:
+        arguments.training.resume_from_checkpoint = True
+    elif checkpoint is not None:
+        arguments.training.resume_from_checkpoint = str(Path(checkpoint).resolve())
     return arguments
 
 
 def resolved_settings(arguments: Arguments) -> dict[str, Any]:
     """Every argument of a run, flat, as JSON holds it; ``parse_settings`` makes the same run of it.
 
+    Those ``OF_THE_DISK`` are not in it.
     ``deepspeed`` is the content of its file, so that a record stands on its own.
     """
     settings = {}
     for name, known in argument_fields().items():
+        if name in OF_THE_DISK:
+            continue
         value = as_json(getattr(getattr(arguments, known.group), name))
         if name == "deepspeed" and isinstance(value, str):
             value = json.loads(Path(value).read_text())
@@ -235,7 +248,23 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 f"{name} needs dataloader_num_workers of at least 1, but got {values[name]} and 0; "
                 "give workers or leave it out"
             )
+    _check_budget(values)
     _check_deepspeed(values)
+
+
+def _check_budget(values: Mapping[str, Any]) -> None:
+    """A budget counts the run's own checkpoints."""
+    gigabytes, folder = (values[name] for name in OF_THE_DISK)
+    if (gigabytes is None) != (folder is None):
+        given, missing = OF_THE_DISK if folder is None else reversed(OF_THE_DISK)
+        raise SettingError(f"{given} needs {missing}, but got {values[given]} alone; give both or neither")
+    if folder is None or unset_variables(folder) or unset_variables(values["output_dir"]):
+        return
+    if not Path(values["output_dir"]).absolute().is_relative_to(folder):
+        raise SettingError(
+            f"checkpoint_budget_dir must hold output_dir, which is {values['output_dir']}, but got {folder}; "
+            "give a folder above it"
+        )
 
 
 def _check_deepspeed(values: Mapping[str, Any]) -> None:

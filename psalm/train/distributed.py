@@ -4,10 +4,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+T = TypeVar("T")
 
 
 def name_single_process() -> None:
@@ -42,6 +45,14 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
     finally:
         if args.deepspeed is not None:
             set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def from_rank_0(value: T) -> T:
+    """Rank 0's value, on every rank; all of them must call it."""
+    values = [value]
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def leave_process_group() -> None:

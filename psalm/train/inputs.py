@@ -27,6 +27,7 @@ PATHS = (
         if field.metadata.get("path")
     ),
     "output_dir",
+    "checkpoint_budget_dir",
 )
 """The settings that hold a path."""
 

@@ -1,14 +1,18 @@
 """Figures of the machine: seconds per step and peak memory."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 _MB = 2**20
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class StepClock:
@@ -44,8 +48,23 @@ class StepClock:
 
 
 def peak_memory_mb() -> float:
-    """Largest memory so far in MiB: that of the GPU where there is one, else of this process."""
+    """Largest memory in MiB since ``reset_peak_memory``: that of the GPU where there is one, else of this process.
+
+    Where the system cannot forget a process's peak, as Linux can, it is that of the process's whole life.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / _MB
+    status = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    for line in status:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / _MB if sys.platform == "darwin" else peak / 1024
+
+
+def reset_peak_memory() -> None:
+    """The peak is from now on that of what follows."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(_CLEAR, os.W_OK):
+        _CLEAR.write_text("5")  # proc(5): the peak, VmHWM, becomes what is used now

@@ -19,63 +19,124 @@ from psalm.model.freezing import set_trainable
 from psalm.model.language_model.llava_phi import PsalmForSegmentation, startup_lines
 from psalm.train.arguments import Arguments, check_inputs, parse_command_line, resolved_settings
 from psalm.train.callbacks import ARTIFACTS, PicturesCallback, RecordsCallback
-from psalm.train.checkpoint_files import finish_checkpoints, resumed_step
-from psalm.train.distributed import leave_process_group, whole_weights
+from psalm.train.checkpoint_files import FINAL_MODEL, finish_checkpoints, last_good_checkpoint, resumed_step
+from psalm.train.distributed import from_rank_0, leave_process_group, whole_weights
 from psalm.train.fields import SettingError
 from psalm.train.fingerprints import run_tags
 from psalm.train.inputs import config_overrides
+from psalm.train.process_state import own_process_state
 from psalm.train.quiet import quiet_libraries
 from psalm.train.records import RunRecords
 from psalm.train.task_data import load_task
 from psalm.train.tasks import ratios_of, tasks_of
 from psalm.train.trainer import PsalmTrainer
 
-FINAL_MODEL = "model"
-"""Folder of the final weights, below the run's."""
-
 
 def train(
-    args: Arguments, callbacks: Sequence[TrainerCallback] = (), resume_from_checkpoint: str | None = None
+    args: Arguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume_from_checkpoint: str | bool | None = None,
+    *,
+    wait_seconds: float = 0.0,
 ) -> dict[str, float]:
     """Trains and evaluates one run; rank 0 writes its records into ``args.training.output_dir``.
+
+    A callback may end the run before its full length by ``control.should_training_stop``: nothing is evaluated or saved
+    any more then, unless the callback asks for it at that step (``control.should_save``), and checkpoints are kept.
 
     Args:
         args: see ``psalm.train.arguments``.
         callbacks: called after the run's own, on every rank.
         resume_from_checkpoint: a checkpoint of the same run, in its folder; it then goes on as if it had not been
-            interrupted.
+            interrupted. True: the newest that is whole, and from the beginning where there is none.
+        wait_seconds: how long to wait for another writer of the run's records to end.
 
     Returns:
-        The metrics of the final evaluation.
+        The metrics of the last evaluation, which is that of the last step unless the run was stopped; none if a stopped
+        run has not been evaluated.
 
     Raises:
         TrainingDiverged: a loss is no finite number.
         ValueError: data or weights are missing or do not fit; the message is one line.
         SettingError: the checkpoint cannot be gone on from, or is not to be trusted.
+        RecordsInUse: another process still writes the run's records.
     """
     quiet_libraries()
-    done = None if resume_from_checkpoint is None else step_to_resume(args, resume_from_checkpoint)
-    records = RunRecords(args.training.output_dir) if args.training.process_index == 0 else None
+    if isinstance(resume_from_checkpoint, str):
+        step_to_resume(args, resume_from_checkpoint)
+    with own_process_state(args.training):
+        records = open_records(args, wait_seconds)
+        try:
+            return recorded_run(args, callbacks, resume_from_checkpoint, records)
+        except Exception as error:
+            if records is not None:
+                records.event("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if records is not None:
+                records.close()
+
+
+def recorded_run(
+    args: Arguments,
+    callbacks: Sequence[TrainerCallback],
+    resume_from_checkpoint: str | bool | None,
+    records: RunRecords | None,
+) -> dict[str, float]:
+    """One run, from what its records begin with to what they end with; see ``train``."""
+    checkpoint = checkpoint_to_resume(args, resume_from_checkpoint, records)
+    trainer = build_trainer(args)
     try:
-        trainer = build_trainer(args)
         if records is not None:
             lines = (startup_lines(trainer.model), weight_lines(trainer.model), data_lines(trainer))
             sys.stdout.write("\n".join(filter(None, lines)) + "\n")
-            record_start(records, trainer, done)
+            record_start(records, trainer, step_to_resume(args, checkpoint) if checkpoint else None)
+            trainer.record_event = records.event
             trainer.add_callback(RecordsCallback(records))
             trainer.add_callback(PicturesCallback(records, trainer))
         for callback in callbacks:
             trainer.add_callback(callback)
-        metrics = run(trainer, resume_from_checkpoint, save=args.training.save_final_model)
-    except Exception as error:
+        metrics = run(trainer, checkpoint, save=args.training.save_final_model)
         if records is not None:
-            records.event("failed", reason=f"{type(error).__name__}: {error}")
-        raise
+            record_end(records, trainer)
+        return metrics
+    finally:
+        trainer.accelerator.free_memory()  # DeepSpeed's hooks on weights would keep them and its engine for ever
+
+
+def open_records(args: Arguments, wait_seconds: float) -> RunRecords | None:
+    """The run's records on rank 0, None on others.
+
+    Raises:
+        RecordsInUse: another process writes them, on every rank; so with any other error of the file system.
+    """
+    records, refusal = None, None
+    if args.training.process_index == 0:
+        try:
+            records = RunRecords(args.training.output_dir, wait_seconds)
+        except OSError as error:
+            refusal = error
+    refusal = from_rank_0(refusal)
+    if refusal is not None:
+        raise refusal
+    return records
+
+
+def checkpoint_to_resume(args: Arguments, asked: str | bool | None, records: RunRecords | None) -> str | None:
+    """The checkpoint asked for; for True the newest that is whole, as rank 0 sees it, which tells of the others."""
+    if not asked:
+        return None
+    if isinstance(asked, str):
+        return asked
+    found = None
     if records is not None:
-        bad = [name for splits in trainer.data.values() for name in (*splits.train.bad_images, *splits.val.bad_images)]
-        bad = list(dict.fromkeys(bad))  # tasks may share images
-        records.event("completed", step=trainer.state.global_step, **({"bad_images": bad} if bad else {}))
-    return metrics
+        deepspeed = args.training.deepspeed is not None
+        newest, rejected = last_good_checkpoint(args.training.output_dir, deepspeed=deepspeed)
+        for reason in rejected:
+            sys.stdout.write(f"{reason}\n")
+            records.event("checkpoint_rejected", reason=reason)
+        found = None if newest is None else str(newest)
+    return from_rank_0(found)
 
 
 def build_trainer(args: Arguments) -> PsalmTrainer:
@@ -166,14 +227,19 @@ def schedule_tags(trainer: PsalmTrainer) -> dict[str, float]:
 
 
 def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
-    """Trains, evaluates the last step if that has not been done, saves the final model, keeps checkpoints' weights."""
+    """Trains, evaluates the last step if that has not been done, saves the final model, keeps checkpoints' weights.
+
+    A run that was stopped only trains.
+    """
     args = trainer.args
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     step, metrics = trainer.last_evaluation
+    if trainer.stopped:
+        return metrics
     if step != trainer.state.global_step:
         metrics = trainer.evaluate()
     if save:
-        trainer.save_model(str(Path(args.output_dir) / FINAL_MODEL))
+        save = trainer.save_final_model(Path(args.output_dir) / FINAL_MODEL)
     trainer.accelerator.wait_for_everyone()
     if args.should_save:
         finish_checkpoints(args.output_dir, trainer.state.global_step if save else None)
@@ -209,6 +275,14 @@ def record_start(records: RunRecords, trainer: PsalmTrainer, resumed_after: int 
         records.event("resumed", step=resumed_after)
 
 
+def record_end(records: RunRecords, trainer: PsalmTrainer) -> None:
+    """That the run is complete, or was stopped, and which images were left out."""
+    bad = [name for splits in trainer.data.values() for name in (*splits.train.bad_images, *splits.val.bad_images)]
+    bad = list(dict.fromkeys(bad))  # tasks may share images
+    event = "stopped" if trainer.stopped else "completed"
+    records.event(event, step=trainer.state.global_step, **({"bad_images": bad} if bad else {}))
+
+
 def main() -> None:
     """The command line; a wrong setting ends with one line on stderr and exit code 2."""
     quiet_libraries()
@@ -216,7 +290,7 @@ def main() -> None:
         args = parse_command_line(sys.argv[1:])
         with whole_weights(args.training):
             check_inputs(resolved_settings(args))
-        if args.training.resume_from_checkpoint is not None:
+        if isinstance(args.training.resume_from_checkpoint, str):
             step_to_resume(args, args.training.resume_from_checkpoint)
     except SettingError as error:
         sys.stderr.write(f"{error}\n")

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from psalm.data.questions import Asked, Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
-from psalm.train.checkpoint_files import checkpoint_folder
 from psalm.train.loss_window import LossWindow
 from psalm.train.measures import StepClock, peak_memory_mb
 from psalm.train.optimizer import learning_rate_multipliers, multiply_learning_rates
@@ -168,6 +167,11 @@ class PsalmTrainer(SavingTrainer):
         super().log(logs, start_time)
 
     @property
+    def stopped(self) -> bool:
+        """Whether training has ended before its full length, because a callback wanted it so."""
+        return self.state.global_step < self.args.max_steps
+
+    @property
     def _mixed(self) -> bool:
         """Whether the run trains several tasks."""
         return self.train_dataset is not None and len(self.train_dataset.datasets) > 1
@@ -247,7 +251,11 @@ class PsalmTrainer(SavingTrainer):
         self._share_buffers()
         with self.clock.apart():
             super()._save_checkpoint(model, trial)
-        self.losses.save(checkpoint_folder(self.args.output_dir, self.state.global_step), self.args.process_index)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        with self._writing():
+            self.losses.save(output_dir, self.args.process_index)
 
     def _share_buffers(self) -> None:
         """Every rank takes rank 0's buffers (statistics of batch normalisation, which drift apart)."""

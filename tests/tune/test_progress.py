@@ -1,12 +1,14 @@
 """The board's arithmetic, and what a person sees of it."""
 
 import io
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tune.board import Board, Status
+from tune.board import Board, Status, TrialRow
 from tune.config import load_config
 from tune.options import DEFAULT_CONFIG
 from tune.progress import Progress, announce, clock, trial_table
@@ -29,30 +31,40 @@ def test_a_search_is_announced_with_its_space_and_what_follows(monkeypatch: pyte
     ) in lines
 
 
+AT = time.time()
+"""When attempts end; they begin a minute before."""
+
+
 @pytest.fixture
 def board() -> Board:
     return Board("tiny", "eval_pq", "max", full_length=100, num_samples=4)
 
 
+def start(board: Board, number: int, changes: dict[str, Any] | None = None) -> TrialRow:
+    if number not in board.trials:
+        board.add(number, PARAMS)
+    return board.start(number, AT - 60, changes)
+
+
 def test_fraction_counts_steps_of_running_and_all_of_ended_trials(board: Board) -> None:
     assert board.fraction == 0
-    board.start(0, PARAMS)
+    start(board, 0)
     board.advance(0, 50)
     assert board.fraction == 0.5 / 4
-    board.start(1, PARAMS)
+    start(board, 1)
     board.report(1, 20, 3.0)
-    board.finish(1, Status.PRUNED, "stopped early at step 20")
+    board.finish(1, Status.PRUNED, AT, "stopped early at step 20")
     assert board.fraction == 1.5 / 4
     for number in (2, 3):
-        board.start(number, PARAMS)
-        board.finish(number, Status.FAILED, "no")
+        start(board, number)
+        board.finish(number, Status.FAILED, AT, "no")
     board.report(0, 100, 1.0)
-    board.finish(0, Status.COMPLETED)
+    board.finish(0, Status.COMPLETED, AT)
     assert board.fraction == 1
 
 
 def test_steps_never_go_back(board: Board) -> None:
-    board.start(0, PARAMS)
+    start(board, 0)
     board.report(0, 60, 1.0)
     board.advance(0, 50)
     assert board.trials[0].step == 60
@@ -62,11 +74,11 @@ def test_steps_never_go_back(board: Board) -> None:
 def test_ranking_puts_full_length_first_then_by_last_value(mode: str, best: float, order: list[int]) -> None:
     board = Board("s", "m", mode, 100, 5)
     for number, values in enumerate([(2.0, 4.0), (7.0, 1.0), (9.0, 8.0), (50.0,), ()]):
-        board.start(number, PARAMS)
+        start(board, number)
         for step, value in enumerate(values, start=1):
             board.report(number, step, value)
     for number, status in enumerate((Status.COMPLETED, Status.PRUNED, Status.COMPLETED, Status.PRUNED, Status.FAILED)):
-        board.finish(number, status)
+        board.finish(number, status, AT)
     assert [row.number for row in board.ranking()] == order
     assert board.best is not None
     assert board.best.number == order[0]
@@ -75,19 +87,42 @@ def test_ranking_puts_full_length_first_then_by_last_value(mode: str, best: floa
 
 def test_without_a_completed_trial_there_is_no_best(board: Board) -> None:
     assert board.best is None
-    board.start(0, PARAMS)
+    start(board, 0)
     board.report(0, 10, 99.0)
-    board.finish(0, Status.PRUNED)
+    board.finish(0, Status.PRUNED, AT)
     assert board.best is None
 
 
-def test_kill_running_leaves_the_ended_alone(board: Board) -> None:
-    board.start(0, PARAMS)
-    board.start(1, PARAMS)
-    board.finish(0, Status.FAILED, "broken")
-    assert [row.number for row in board.kill_running("the end")] == [1]
-    assert (board.trials[0].status, board.trials[0].reason) == (Status.FAILED, "broken")
-    assert (board.trials[1].status, board.trials[1].reason) == (Status.KILLED, "the end")
+def test_a_trial_that_waits_to_go_on_is_unfinished(board: Board) -> None:
+    for number in (0, 1):
+        start(board, number)
+        board.report(number, 50, 9.0)
+    board.finish(0, Status.WAITING, AT, "its processes died: killed")
+    board.finish(1, Status.FAILED, AT, "broken")
+    assert board.fraction == 1.5 / 4
+    assert [row.number for row in board.ranking()] == [0, 1]
+    assert board.occupied == []
+
+
+def test_the_time_of_all_attempts_counts_and_none_between_them(board: Board) -> None:
+    start(board, 0)
+    row = board.finish(0, Status.WAITING, AT)
+    assert row.seconds == row.seconds_at(AT + 999) == 60
+    board.start(0, AT + 1000)
+    assert row.seconds_at(AT + 1007) == 67
+    board.finish(0, Status.COMPLETED, AT + 1010)
+    assert (row.seconds, row.attempts) == (70, 2)
+
+
+def test_the_time_of_all_runs_counts_and_none_between_them() -> None:
+    board = Board("tiny", "eval_pq", "max", 100, 4)
+    board.begin(1000.0)
+    board.conclude(1010.0)
+    assert board.elapsed == 10
+    board.begin_again(5000.0, until=1010.0)
+    board.begin_again(6000.0, until=5020.0)  # it was killed after 20 seconds
+    board.conclude(6003.0)
+    assert board.elapsed == 33
 
 
 def shown(board: Board, width: int, terminal: bool = False) -> tuple[io.StringIO, Console]:
@@ -97,10 +132,10 @@ def shown(board: Board, width: int, terminal: bool = False) -> tuple[io.StringIO
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_and_nothing_is_cut_off(board: Board, width: int) -> None:
-    board.start(0, PARAMS)
+    start(board, 0)
     board.report(0, 60, 48.123)
-    board.start(1, PARAMS)
-    board.finish(1, Status.COMPLETED)
+    start(board, 1)
+    board.finish(1, Status.COMPLETED, AT)
     file, console = shown(board, width)
     console.print(trial_table(board, board.trials.values(), width))
     text = file.getvalue()
@@ -113,9 +148,9 @@ def test_the_table_fits_and_nothing_is_cut_off(board: Board, width: int) -> None
 def test_away_from_a_terminal_every_event_is_one_plain_line(board: Board) -> None:
     file, console = shown(board, 80)
     with Progress(board, console) as progress:
-        progress.started(board.start(0, PARAMS))
+        progress.started(start(board, 0))
         progress.evaluated(board.report(0, 60, 48.123))
-        progress.ended(board.finish(0, Status.FAILED, "eval_pq is nan at step 90 [see error.txt]"))
+        progress.ended(board.finish(0, Status.FAILED, AT, "eval_pq is nan at step 90 [see error.txt]"))
     lines = file.getvalue().splitlines()
     assert len(lines) == 3
     assert "trial 0 starts: mm_hidden_dim=64 mm_n_heads=8" in lines[0]
@@ -125,10 +160,23 @@ def test_away_from_a_terminal_every_event_is_one_plain_line(board: Board) -> Non
     assert "\x1b" not in file.getvalue()
 
 
+def test_a_trial_that_goes_on_is_told_with_what_the_ladder_changed(board: Board) -> None:
+    file, console = shown(board, 200)
+    with Progress(board, console) as progress:
+        start(board, 0)
+        board.report(0, 50, 12.5)
+        progress.ended(board.finish(0, Status.WAITING, AT, "out of memory: CUDA"))
+        progress.started(start(board, 0, {"gradient_checkpointing": True, "per_device_train_batch_size": 2}))
+    waits, goes_on = file.getvalue().splitlines()
+    assert "trial 0 waits to go on from step 50: out of memory: CUDA (1:00)" in waits
+    assert "trial 0 goes on from step 50, attempt 2: mm_hidden_dim=64" in goes_on
+    assert goes_on.endswith("with gradient_checkpointing=True, per_device_train_batch_size=2 to save memory")
+
+
 def test_on_a_terminal_the_table_is_alive(board: Board) -> None:
     file, console = shown(board, 100, terminal=True)
     with Progress(board, console) as progress:
-        progress.started(board.start(0, PARAMS))
+        progress.started(start(board, 0))
         board.report(0, 50, 12.5)
         progress._live.refresh()
     assert "50/100" in file.getvalue()

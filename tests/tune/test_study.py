@@ -1,4 +1,4 @@
-"""The contract between Tune and the study: it is told what really happened, in the order in which it happened."""
+"""The contract with the study: it is told what really happened, and proposes what follows from that alone."""
 
 import math
 from collections import deque
@@ -8,16 +8,17 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
-from ray.tune.search import ConcurrencyLimiter
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
+from tune.board import Board, Status
 from tune.config import SamplerConfig, SearchConfig, load_config
 from tune.options import DEFAULT_CONFIG
 from tune.parameters import Real
 from tune.space import SearchSpace
-from tune.study import STEP, StudySearcher, create_study
+from tune.study import create_study, propose
 
-METRIC = "eval_pq"
+FULL = 90
 
 
 @pytest.fixture(scope="module")
@@ -25,119 +26,111 @@ def tiny() -> SearchConfig:
     return load_config(DEFAULT_CONFIG)
 
 
-def searcher_of(config: SearchConfig, full_length: int = 90) -> StudySearcher:
-    return StudySearcher(create_study(config), config.space, METRIC, config.mode, full_length)
+def board_of(config: SearchConfig) -> Board:
+    return Board(config.name, config.metric, config.mode, FULL, config.num_samples)
 
 
-@pytest.fixture
-def searcher(tiny: SearchConfig) -> StudySearcher:
-    return searcher_of(tiny)
+def add(config: SearchConfig, board: Board) -> int:
+    """One more trial, as the study proposes it; its number."""
+    number = len(board.trials)
+    board.add(number, propose(config, board.trials.values()))
+    board.start(number, 0.0)
+    return number
 
 
-def result(step: int, value: float) -> dict[str, Any]:
-    return {STEP: step, METRIC: value}
+def told(config: SearchConfig, status: Status, values: dict[int, float]) -> FrozenTrial:
+    """What the study knows of a trial that stands like this."""
+    board = board_of(config)
+    number = add(config, board)
+    for step, value in values.items():
+        board.report(number, step, value)
+    board.trials[number].status = status
+    (trial,) = create_study(config, board.trials.values()).trials
+    assert trial.intermediate_values == values
+    return trial
 
 
-def last_trial(searcher: StudySearcher) -> optuna.trial.FrozenTrial:
-    return searcher.study.trials[-1]
+def test_baselines_come_first(tiny: SearchConfig) -> None:
+    second = tiny.baselines[0] | {"mm_n_points": 8}
+    config = replace(tiny, baselines=(tiny.baselines[0], second))
+    board = board_of(config)
+    for _ in range(3):
+        add(config, board)
+    params = [row.params for row in board.trials.values()]
+    assert params[:2] == [tiny.baselines[0], second]
+    assert params[2] not in params[:2]
 
 
-def test_baselines_come_first_and_numbers_are_ours(tiny: SearchConfig) -> None:
-    searcher = StudySearcher(create_study(tiny), tiny.space, METRIC, "max", 90, first_number=5)
-    first, second = searcher.suggest("a"), searcher.suggest("b")
-    assert first == {"number": 5, "params": tiny.baselines[0]}
-    assert second["number"] == 6
-    assert second["params"] != first["params"]
+def test_a_trial_of_full_length_is_complete_with_its_last_value(tiny: SearchConfig) -> None:
+    trial = told(tiny, Status.COMPLETED, {30: 10.0, 60: 30.0, 90: 20.0})
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 20.0)
 
 
-def test_a_trial_of_full_length_is_complete_with_its_last_value(searcher: StudySearcher) -> None:
-    searcher.suggest("a")
-    for step, value in ((30, 10.0), (60, 30.0), (90, 20.0)):
-        searcher.on_trial_result("a", result(step, value))
-    searcher.on_trial_complete("a", result(90, 20.0))
-    trial = last_trial(searcher)
-    assert trial.state == TrialState.COMPLETE
-    assert trial.value == 20.0
-    assert trial.intermediate_values == {30: 10.0, 60: 30.0, 90: 20.0}
+def test_a_stopped_trial_is_pruned_with_its_last_value(tiny: SearchConfig) -> None:
+    trial = told(tiny, Status.PRUNED, {30: 10.0, 60: 5.0})
+    assert (trial.state, trial.value) == (TrialState.PRUNED, 5.0)
 
 
-def test_a_stopped_trial_is_pruned_with_its_last_value(searcher: StudySearcher) -> None:
-    searcher.suggest("a")
-    searcher.on_trial_result("a", result(30, 10.0))
-    searcher.on_trial_complete("a", result(60, 5.0))  # Tune keeps the stopping result from on_trial_result
-    trial = last_trial(searcher)
-    assert trial.state == TrialState.PRUNED
-    assert trial.value == 5.0
-    assert trial.intermediate_values == {30: 10.0, 60: 5.0}
+@pytest.mark.parametrize("values", [{}, {30: 10.0}])
+def test_a_failed_trial_has_no_value(tiny: SearchConfig, values: dict[int, float]) -> None:
+    trial = told(tiny, Status.FAILED, values)
+    assert (trial.state, trial.value) == (TrialState.FAIL, None)
 
 
-def test_a_result_that_tune_repeats_is_told_once(searcher: StudySearcher, recwarn: pytest.WarningsRecorder) -> None:
-    searcher.suggest("a")
-    searcher.on_trial_result("a", result(90, 10.0))
-    searcher.on_trial_result("a", result(90, 10.0))
-    searcher.on_trial_complete("a", result(90, 10.0))
-    assert last_trial(searcher).state == TrialState.COMPLETE
-    assert not [w for w in recwarn if "already reported" in str(w.message)]
+@pytest.mark.parametrize("status", [Status.WAITING, Status.RUNNING])
+def test_a_trial_that_will_go_on_is_running(tiny: SearchConfig, status: Status) -> None:
+    trial = told(tiny, status, {30: 10.0})
+    assert (trial.state, trial.value) == (TrialState.RUNNING, None)
 
 
-@pytest.mark.parametrize(
-    ("results", "error"),
-    [
-        ([], True),
-        ([result(30, 10.0)], True),
-        ([], False),
-        ([result(90, math.nan)], False),
-        ([result(30, 10.0), result(90, math.nan)], False),
-        ([{STEP: 90}], False),
-    ],
-)
-def test_no_finite_last_value_is_a_failure(searcher: StudySearcher, results: list[dict[str, Any]], error: bool) -> None:
-    searcher.suggest("a")
-    for each in results:
-        searcher.on_trial_result("a", each)
-    searcher.on_trial_complete("a", None if error else (results[-1] if results else None), error=error)
-    trial = last_trial(searcher)
-    assert trial.state == TrialState.FAIL
-    assert trial.value is None
+def test_the_study_knows_what_a_setting_was_drawn_from(tiny: SearchConfig) -> None:
+    trial = told(tiny, Status.COMPLETED, {90: 1.0})
+    assert trial.params == tiny.baselines[0]
+    asked = optuna.create_study().ask()
+    tiny.space.suggest(asked)
+    expected: dict[str, BaseDistribution] = asked.distributions
+    assert trial.distributions == expected
 
 
-def simulate(searcher: StudySearcher, samples: int, concurrent: int, fail: int | None = None) -> list[dict[str, Any]]:
-    """Tune's calls for trials that take turns; every third one is stopped early, the score is a smooth function."""
-    limiter = ConcurrencyLimiter(searcher, concurrent)
-    running: deque[str] = deque()
-    proposed: list[dict[str, Any]] = []
-    while len(proposed) < samples or running:
-        while len(proposed) < samples and (suggestion := limiter.suggest(str(len(proposed)))) is not None:
-            running.append(str(len(proposed)))
-            proposed.append(suggestion["params"])
-        name = running.popleft()
-        params = proposed[int(name)]
-        score = 50 - 10 * abs(math.log10(params["learning_rate"]) + 3) + params["mm_n_points"]
-        limiter.on_trial_result(name, result(30, score / 2))
-        if int(name) == fail:
-            limiter.on_trial_complete(name, error=True)
+def score(params: dict[str, Any]) -> float:
+    return 50 - 10 * abs(math.log10(params["learning_rate"]) + 3) + params["mm_n_points"]
+
+
+def simulate(config: SearchConfig, samples: int, concurrent: int, fail: int | None = None) -> list[dict[str, Any]]:
+    """Trials that take turns; every third one is stopped early, the score is a smooth function."""
+    board = board_of(config)
+    running: deque[int] = deque()
+    while len(board.trials) < samples or running:
+        while len(board.trials) < samples and len(running) < concurrent:
+            running.append(add(config, board))
+        number = running.popleft()
+        value = score(dict(board.trials[number].params))
+        board.report(number, 30, value / 2)
+        if number == fail:
+            board.finish(number, Status.FAILED, 0.0, "no")
+        elif number % 3 == 2:
+            board.report(number, 60, value)
+            board.finish(number, Status.PRUNED, 0.0)
         else:
-            limiter.on_trial_complete(name, result(60, score) if int(name) % 3 == 2 else result(90, score))
-    return proposed
+            board.report(number, FULL, value)
+            board.finish(number, Status.COMPLETED, 0.0)
+    return [dict(row.params) for row in board.trials.values()]
 
 
 def test_tpe_itself_proposes_at_least_three_of_the_default_eight(
     tiny: SearchConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = searcher_of(tiny)
     modelled = []
-    sampler = searcher.study.sampler
-    original = sampler.sample_relative
+    original = optuna.samplers.TPESampler.sample_relative
 
-    def spy(study: Any, trial: Any, space: Any) -> dict[str, Any]:
-        values = original(study, trial, space)
+    def spy(self: Any, study: Any, trial: Any, space: Any) -> dict[str, Any]:
+        values = original(self, study, trial, space)
         if values:
             modelled.append(set(values))
         return values
 
-    monkeypatch.setattr(sampler, "sample_relative", spy)
-    assert isinstance(sampler, optuna.samplers.TPESampler)
-    simulate(searcher, tiny.num_samples, tiny.max_concurrent)
+    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", spy)
+    simulate(tiny, tiny.num_samples, tiny.max_concurrent)
     assert (tiny.num_samples, tiny.max_concurrent) == (8, 2)
     assert len(modelled) >= 3
     assert all(names == set(tiny.space.names) for names in modelled)  # jointly: multivariate
@@ -148,7 +141,7 @@ def test_tpe_moves_towards_what_scored_well(tiny: SearchConfig) -> None:
         {"learning_rate": Real(1e-4, 1e-2, log=True), "mm_n_points": tiny.space.free["mm_n_points"]}, ()
     )
     config = replace(tiny, space=space, baselines=(), sampler=SamplerConfig("tpe", 8))
-    proposed = simulate(searcher_of(config), 40, 2)
+    proposed = simulate(config, 40, 2)
     distance = [abs(math.log10(p["learning_rate"]) + 3) for p in proposed]
     assert sum(distance[-15:]) / 15 < sum(distance[:8]) / 8
 
@@ -156,10 +149,35 @@ def test_tpe_moves_towards_what_scored_well(tiny: SearchConfig) -> None:
 @pytest.mark.parametrize("name", ["tpe", "random"])
 def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str) -> None:
     config = replace(tiny, sampler=SamplerConfig(name, 4))
-    first, second = (simulate(searcher_of(config), 12, 2, fail=3) for _ in range(2))
-    other = simulate(searcher_of(replace(config, seed=1)), 12, 2, fail=3)
+    first, second = (simulate(config, 12, 2, fail=3) for _ in range(2))
+    other = simulate(replace(config, seed=1), 12, 2, fail=3)
     assert first == second
     assert first[1:] != other[1:]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+def test_no_two_trials_get_the_same_random_numbers(tiny: SearchConfig, name: str) -> None:
+    """Each trial has a sampler of its own; all of one seed would propose one setting for ever."""
+    proposed = simulate(replace(tiny, sampler=SamplerConfig(name, 100), baselines=()), 30, 2)
+    assert len({params["learning_rate"] for params in proposed}) == 30
+
+
+def test_who_runs_already_is_taken_into_account(tiny: SearchConfig) -> None:
+    """Proposals beside running trials are not always those without them (constant liar)."""
+    differ = []
+    for seed in range(6):
+        config = replace(tiny, sampler=SamplerConfig("tpe", 4), baselines=(), seed=seed)
+        board = board_of(config)
+        for number in range(12):
+            add(config, board)
+            if number < 8:
+                board.report(number, FULL, score(dict(board.trials[number].params)))
+                board.finish(number, Status.COMPLETED, 0.0)
+        beside_running = propose(config, board.trials.values())
+        for row in board.of(Status.RUNNING):
+            board.finish(row.number, Status.FAILED, 0.0, "no")
+        differ.append(propose(config, board.trials.values()) != beside_running)
+    assert any(differ)
 
 
 def test_linked_parameters_are_modelled_and_always_valid(tmp_path: Path) -> None:
@@ -169,7 +187,6 @@ def test_linked_parameters_are_modelled_and_always_valid(tmp_path: Path) -> None
         "{mm_hidden_dim: {choice: [30, 32, 36]}, mm_n_heads: {choice: [2, 3, 4, 5, 8]}, mm_n_points: {choice: [2, 4]}, "
         "learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}"
     )
-    searcher = searcher_of(load_config(file))
-    proposed = simulate(searcher, 100, 2)
+    proposed = simulate(load_config(file), 60, 2)
     assert all(p["mm_hidden_dim"] % p["mm_n_heads"] == 0 for p in proposed)
-    assert {t.state for t in searcher.study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert sum(map(score, proposed[-15:])) / 15 > sum(map(score, proposed[:8])) / 8

@@ -1,7 +1,9 @@
 """A model and a data set small enough to train in a second, and models that know the truth."""
 
 import json
+import resource
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +210,19 @@ def scored() -> Callable[..., Scorer[Any]]:
         return scorer
 
     return score
+
+
+@pytest.fixture(scope="session")
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Within it, no file of this process grows above so many bytes: as on a disk that is full, but for one process."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -24,6 +24,7 @@ def test_torn_line_is_cut_and_numbering_goes_on(tmp_path: Path, cut: int) -> Non
     records = RunRecords(tmp_path)
     records.metrics(1, {"loss": 1.0})
     records.metrics(2, {"loss": 2.0})
+    records.close()
     records.path.write_bytes(records.path.read_bytes()[:-cut])
 
     assert [r["step"] for r in read_records(tmp_path)] == [1], "a reader must not see half a line"

@@ -1,0 +1,257 @@
+"""Real searches to which real things happen: processes are killed, files damaged, limits reached."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from psalm.train.records import metric_history, read_records
+from tests.tune.searches import Search, small_search
+
+PATIENCE = 240.0  # seconds; a search starts slowly on a busy machine
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_tower: Mapping[str, Any]) -> Callable[..., Search]:
+    def made(**changes: Any) -> Search:
+        small_search(tmp_path, tiny_tower, **changes)
+        return Search(tmp_path)
+
+    return made
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """Until the condition is true, as long as the search runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+    return found
+
+
+def results(search: Search, number: int) -> dict[int, float]:
+    """A trial's values by step, as its records have them now."""
+    return metric_history(read_records(search.trial_folder(number))).get("eval_pq", {})
+
+
+def check_whole(search: Search, statuses: Mapping[int, str]) -> None:
+    """After the end: nothing lives, MLflow has one run per trial with its final status, and every step of it once."""
+    assert search.left_after() == []
+    trials = {trial["number"]: trial for trial in search.content["trials"]}
+    assert {number: trial["status"] for number, trial in trials.items()} == dict(statuses)
+    runs = search.runs()
+    assert set(runs) == {"search", *map(str, statuses)}
+    client = MlflowClient(f"sqlite:///{search.home / 'runs' / 'mlflow.db'}")
+    final = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
+    for number, status in statuses.items():
+        run = runs[str(number)]
+        assert run.info.status == final[status]
+        assert run.info.run_id == trials[number]["run_id"]
+        points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "eval_pq")]
+        assert dict(points) == results(search, number)
+        assert len(points) == len(dict(points)), "a step was counted twice"
+    told = [(e["number"], e["step"]) for e in search.events if e["event"] == "result"]
+    assert len(told) == len(set(told))
+
+
+def kill_worker(search: Search, process: subprocess.Popen[str], after: Callable[[], Any]) -> None:
+    wait_for(after, process)
+    worker = min(wait_for(search.workers, process), key=lambda worker: worker.create_time())
+    worker.send_signal(signal.SIGKILL)
+
+
+LONG = {"max_steps": 40, "eval_steps": 4}
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(make: Callable[..., Search]) -> None:
+    search = make(num_samples=2, max_concurrent=1, arguments=LONG)
+    process = search.start("--config", "small.yaml")
+    kill_worker(search, process, after=lambda: 8 in results(search, 0))
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    check_whole(search, {0: "completed", 1: "completed"})
+    assert search.trial_events(0) == ["started", "resumed", "completed"]
+    resumed = next(r for r in read_records(search.trial_folder(0)) if r.get("event") == "resumed")
+    assert resumed["step"] >= 4
+    assert list(results(search, 0)) == list(range(4, 41, 4))
+    assert "trial 0 goes on from step" in output
+    assert not list(search.trial_folder(0).glob("checkpoint-*")), "checkpoints of ended trials are dropped"
+
+
+def test_a_trial_whose_workers_are_killed_too_often_has_failed(make: Callable[..., Search]) -> None:
+    search = make(num_samples=2, max_concurrent=1, arguments=LONG)
+    process = search.start("--config", "small.yaml", "--max-failures", "1")
+    kill_worker(search, process, after=lambda: 4 in results(search, 0))
+    kill_worker(search, process, after=lambda: "resumed" in search.trial_events(0) and search.workers())
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    check_whole(search, {0: "failed", 1: "completed"})
+    reason = search.content["trials"][0]["reason"]
+    assert reason.startswith("its processes died 2 times, the last time: ActorDiedError")
+    assert search.runs()["0"].data.tags["reason"] == reason
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_a_search_that_is_killed_at_any_moment_goes_on(make: Callable[..., Search], kills: int) -> None:
+    """Trials finish once, none is lost or doubled, and nothing of the killed processes stays."""
+    moments = random.Random(kills)
+    search = make(num_samples=6, max_concurrent=2, arguments=LONG)
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: (search.folder / "records.jsonl").exists(), process)
+    for _ in range(kills):
+        time.sleep(moments.uniform(0, 25))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        process = search.start("--resume", "runs/small")
+    output, _ = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 0, output
+    check_whole(search, dict.fromkeys(range(6), "completed"))
+    for number in range(6):
+        assert list(results(search, number)) == list(range(4, 41, 4))
+    proposed = [event["number"] for event in search.events if event["event"] == "proposed"]
+    assert proposed == list(range(6))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_checkpoints_and_goes_on(make: Callable[..., Search], number: signal.Signals) -> None:
+    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: any(r["kind"] == "metrics" for r in read_records(search.trial_folder(0))), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "search.py --resume" in output
+    check_whole(search, {0: "waiting", 1: "waiting"})
+    stopped = {n: list(read_records(search.trial_folder(n)))[-1] for n in (0, 1) if search.trial_folder(n).exists()}
+    for trial, last in stopped.items():
+        assert last["event"] == "stopped"
+        assert (search.trial_folder(trial) / f"checkpoint-{last['step']}").is_dir()
+    code, output = search.run("--resume", "runs/small")
+    assert code == 0, output
+    check_whole(search, {0: "completed", 1: "completed"})
+    assert all("resumed" in search.trial_events(trial) for trial in stopped)
+
+
+def test_a_second_interrupt_ends_at_once(make: Callable[..., Search]) -> None:
+    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: any(r["kind"] == "metrics" for r in read_records(search.trial_folder(0))), process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    since = time.monotonic()
+    process.communicate(timeout=10)
+    assert time.monotonic() - since < 5
+    assert process.returncode == -signal.SIGINT
+    assert search.left_after() == []
+
+
+def out_of_memory(**limits: int) -> dict[str, str]:
+    """What makes training fail: see ``injection``."""
+    return {"PYTHONPATH": str(Path(__file__).parent / "injection"), "PSALM_TEST_OOM": json.dumps(limits)}
+
+
+def test_a_trial_that_runs_out_of_memory_climbs_down_and_later_ones_start_there(make: Callable[..., Search]) -> None:
+    """Nothing fits without gradient checkpointing, nor micro-batches of 4 or 2: the third rung is the first to do."""
+    search = make(
+        num_samples=2,
+        max_concurrent=1,
+        space={"learning_rate": {"loguniform": [1e-4, 1e-2]}, "mm_n_points": {"choice": [2, 4]}},
+        baselines=[{"learning_rate": 1e-3, "mm_n_points": 2}, {"learning_rate": 2e-3, "mm_n_points": 4}],
+        arguments={"max_steps": 8, "eval_steps": 4, "per_device_train_batch_size": 4},
+    )
+    search.environment = out_of_memory(micro_batch=2, from_step=6)
+    code, output = search.run("--config", "small.yaml")
+    assert code == 0, output
+    check_whole(search, {0: "completed", 1: "completed"})
+    attempts = [(e["number"], e["rung"]) for e in search.events if e["event"] == "attempt"]
+    assert attempts == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 3)]
+    changes = search.runs()["0"].data.tags
+    assert changes["changed.gradient_checkpointing"] == "False -> True"
+    assert changes["changed.per_device_train_batch_size"] == "4 -> 1"
+    assert changes["changed.gradient_accumulation_steps"] == "1 -> 4"
+
+
+def test_a_trial_that_fits_nowhere_has_failed_and_the_search_goes_on(make: Callable[..., Search]) -> None:
+    search = make(num_samples=1, arguments={"per_device_train_batch_size": 1})
+    search.environment = out_of_memory(micro_batch=1, from_step=1)
+    code, output = search.run("--config", "small.yaml")
+    assert code == 1, output
+    reason = search.content["trials"][0]["reason"]
+    assert reason.startswith("does not fit: out of memory with gradient checkpointing, micro-batch 1")
+    assert search.left_after() == []
+
+
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(make: Callable[..., Search]) -> None:
+    search = make(num_samples=1, arguments=LONG)
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: 12 in results(search, 0), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    checkpoints = sorted(search.trial_folder(0).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    weights = checkpoints[-1] / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    code, output = search.run("--resume", "runs/small")
+    assert code == 0, output
+    rejected = [r for r in read_records(search.trial_folder(0)) if r.get("event") == "checkpoint_rejected"]
+    assert "model.safetensors" in rejected[0]["reason"]
+    resumed = [r["step"] for r in read_records(search.trial_folder(0)) if r.get("event") == "resumed"]
+    assert resumed == [int(checkpoints[-2].name.split("-")[1])]
+    check_whole(search, {0: "completed"})
+    assert list(results(search, 0)) == list(range(4, 41, 4))
+
+
+def test_an_interrupted_trial_has_the_values_of_one_that_was_not(make: Callable[..., Search]) -> None:
+    baseline = {"learning_rate": 1e-3, "mm_n_points": 2}
+    search = make(num_samples=1, baselines=[baseline], arguments=LONG)
+    code, output = search.run("--config", "small.yaml")
+    assert code == 0, output
+    whole = metric_history(read_records(search.trial_folder(0)))
+    process = search.start("--config", "small.yaml")
+    cut = Search(search.home, "small-2")
+    wait_for(lambda: 12 in results(cut, 0), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    code, output = cut.run("--resume", "runs/small-2")
+    assert code == 0, output
+    resumed = metric_history(read_records(cut.trial_folder(0)))
+    assert "resumed" in cut.trial_events(0)
+    for name in (name for name in whole if not name.startswith("system/")):
+        assert resumed[name] == whole[name], name
+
+
+def test_a_time_budget_ends_the_search_in_order(make: Callable[..., Search]) -> None:
+    search = make(num_samples=2, arguments={"max_steps": 4000, "eval_steps": 2000})
+    since = time.monotonic()
+    code, output = search.run("--config", "small.yaml", "--time-budget", "40s")
+    assert code == 1, output  # no trial completed
+    assert time.monotonic() - since < 40 + 60
+    assert "--time-budget 40s is used up" in output
+    check_whole(search, {0: "waiting", 1: "waiting"})
+
+
+def test_two_searches_at_once_do_not_disturb_each_other(make: Callable[..., Search]) -> None:
+    """They have the same output folder, MLflow store and name; and nobody else may go on with one that runs."""
+    search = make(num_samples=1, arguments=LONG)
+    first = search.start("--config", "small.yaml")
+    second = search.start("--config", "small.yaml")
+    wait_for(lambda: (search.folder / "records.jsonl").exists(), first)
+    code, refusal = search.run("--resume", "runs/small")
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert code == 2
+    assert "is in use: its records are written by process" in refusal
+    assert len(refusal.strip().splitlines()) == 1
+    for each in (search, Search(search.home, "small-2")):
+        assert each.content["trials"][0]["status"] == "completed"
+    assert search.left_after() == []

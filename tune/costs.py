@@ -1,0 +1,81 @@
+"""Where the time of a search went, from records alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from psalm.train.records import Record, read_records
+from tune.board import Board, trial_folder
+
+STEP_SECONDS = "system/step_seconds"
+EVALUATION_SECONDS = "system/eval_seconds"
+CHECKPOINT_SECONDS = "system/checkpoint_seconds"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds that a trial worked, over all its attempts; steps that were run twice count twice."""
+
+    training: float = 0.0
+    evaluation: float = 0.0
+    checkpointing: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.training + other.training,
+            self.evaluation + other.evaluation,
+            self.checkpointing + other.checkpointing,
+        )
+
+
+def work_of(records: Iterable[Record]) -> Work:
+    """What a run's records say of its work.
+
+    A training log has the mean seconds of the steps since the log before it, or since the run began or went on. Steps
+    after the last log of an attempt that was killed are not known.
+    """
+    training = evaluation = checkpointing = 0.0
+    step = 0  # up to which training is counted
+    for record in records:
+        if record["kind"] == "event" and record["event"] in ("started", "resumed"):
+            step = record["step"] if record["event"] == "resumed" else 0
+        elif record["kind"] == "metrics":
+            values = record["values"]
+            if STEP_SECONDS in values:
+                training += values[STEP_SECONDS] * (record["step"] - step)
+                step = record["step"]
+            evaluation += values.get(EVALUATION_SECONDS, 0.0)
+            checkpointing += values.get(CHECKPOINT_SECONDS, 0.0)
+    return Work(training, evaluation, checkpointing)
+
+
+def costs(board: Board, folder: Path, concurrency: int) -> dict[str, float]:
+    """Seconds of a search by what they went into; ``wall`` x ``concurrency`` is all that could have been used.
+
+    ``trials`` is the time of all attempts: training, evaluation, checkpointing, and ``startup`` (the rest: processes,
+    imports, data, model, end). ``waiting`` is what no attempt used. ``overhead_per_trial`` is what was neither training
+    nor evaluation.
+
+    Args:
+        board: of the search.
+        folder: of the search; trials keep their records below it.
+        concurrency: how many trials ran at once.
+    """
+    work = Work()
+    for number in board.trials:
+        work += work_of(read_records(trial_folder(folder, number)))
+    wall = board.elapsed
+    trials = sum(row.seconds for row in board.trials.values())
+    overhead = wall * concurrency - work.training - work.evaluation
+    seconds = {
+        "wall": wall,
+        "concurrency": concurrency,
+        "trials": trials,
+        "startup": trials - work.training - work.evaluation - work.checkpointing,
+        "training": work.training,
+        "evaluation": work.evaluation,
+        "checkpointing": work.checkpointing,
+        "waiting": wall * concurrency - trials,
+        "overhead_per_trial": overhead / max(len(board.trials), 1),
+    }
+    return {name: round(value, 2) for name, value in seconds.items()}
