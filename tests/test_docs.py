@@ -51,6 +51,14 @@ OPTIONS = {
         "address",
         "set",
         "resources",
+        "resume",
+        "storage-path",
+        "max-failures",
+        "time-budget",
+        "gpu-hours",
+        "cpu-hours",
+        "checkpoint-budget",
+        "keep-best",
     ),
     "tune/reproduce.py": ("tracking-uri", "allow-differences"),
     "psalm/data/make_interactive.py": ("instances", "output", "seed", "overwrite"),
@@ -60,8 +68,11 @@ OPTIONS = {
     "psalm/model/sizes.py": ("json", "batch", "llm"),
 }
 """Options of the other command lines, by where they are defined."""
-OF_THIRD_PARTIES = {"include", "backend_store_uri"}
-"""deepspeed's and mlflow's."""
+OF_THIRD_PARTIES = {
+    *("include", "backend_store_uri", "app_name", "host", "allowed_hosts"),
+    *("generate", "no_wait", "dashboard_host", "nodes", "gpus_per_node", "signal"),
+}
+"""Those of deepspeed, MLflow, Ray and Slurm."""
 
 NO_DEFAULT = ("none", "无", "the tower's", "随视觉塔")
 """What the table of parameters says where an argument has no value of its own."""
@@ -106,7 +117,11 @@ def defined_in(path: Path) -> set[str]:
 
 
 def test_there_are_pages_to_test() -> None:
-    assert [english.name for english, _ in PAIRS] == ["DEFORMABLE_INTEGRATION_SUMMARY.md", "TRAINING_GUIDE.md"]
+    assert [english.name for english, _ in PAIRS] == [
+        "DEFORMABLE_INTEGRATION_SUMMARY.md",
+        "TRAINING_GUIDE.md",
+        "cluster.md",
+    ]
 
 
 @pages

@@ -77,7 +77,7 @@ class Ends(_Unpickled, Callback):
         self.conductor = conductor
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Its last result says how; where that is an evaluation, the search has stopped it."""
+        """Its last result says how; where that is an evaluation, the search has stopped it, and knows."""
         last = trial.last_result
         self._ended(trial, Outcome(last.get("outcome", Outcome.COMPLETED)), last.get("reason"))
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import AuthenticationError
 
 from tune.errors import SearchError
+from tune.fingerprint import package_folder
 from tune.ledger import locked
 from tune.options import LOCAL
 from tune.resources import Node, TrialResources
@@ -121,11 +123,14 @@ def ray_session(address: str, resources: TrialResources, machine: Node, polled: 
 
 
 def _connect(address: str, environment: Mapping[str, str], quiet: Mapping[str, Any]) -> None:
+    """This project's own code travels to the nodes, so that they run what the search was started from."""
+    modules = [str(package_folder(name)) for name in ("psalm", "tune")]
     try:
-        ray.init(address, runtime_env={"env_vars": dict(environment)}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.init(address, runtime_env={"env_vars": dict(environment), "py_modules": modules}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         raise SearchError(
-            f"--address {address}: no Ray cluster answers there ({' '.join(str(error).split())})"
+            f"--address {address}: no Ray cluster lets this search in ({' '.join(str(error).split())}); check the "
+            "address and, where the cluster asks for a token, RAY_AUTH_MODE=token and the token"
         ) from error
 
 

@@ -12,7 +12,8 @@ from psalm.train.records import read_records
 from tune.board import Status, TrialRow
 from tune.cluster import Interrupted
 from tune.costs import costs
-from tune.keeping import tidy
+from tune.failures import one_line
+from tune.keeping import Keeper
 from tune.limits import Limits
 from tune.progress import Progress
 from tune.results import summary, write_summary
@@ -43,7 +44,7 @@ class Conductor:
         limits: of time.
         desk: through which workers are told.
         signal: what has interrupted the search, if anything.
-        keep_best: how many trials' final models are kept.
+        keeper: of the trials' files.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Conductor:
         limits: Limits,
         desk: ActorHandle[Any],
         signal: Callable[[], Interrupted | None],
-        keep_best: int,
+        keeper: Keeper,
     ) -> None:
         self.state = state
         self.plan = plan
@@ -64,21 +65,25 @@ class Conductor:
         self.limits = limits
         self.desk = desk
         self.signal = signal
-        self.keep_best = keep_best
+        self.keeper = keeper
         self._ending_until: float | None = None
         self._seen: dict[int, int] = {}
         self._next_poll = 0.0
+        self._storage_away = False
 
     def next_job(self) -> Job | None:
         """What is to run next, if anything is."""
         job = self.state.next_job()
         if job is not None:
+            row = self.state.board.trials[job.number]
             self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params)
-            self.progress.started(self.state.board.trials[job.number])
+            self._read_step(row)
+            self.progress.started(row)
         return job
 
     def evaluated(self, job: str, number: int, step: int, value: float) -> bool:
         """A trial was evaluated. Returns whether it goes on; its workers are told."""
+        self._fetch(number)
         goes_on = self.state.result(number, step, value)
         self.desk.decide.remote(job, goes_on)
         self.progress.evaluated(self.state.board.trials[number])
@@ -87,11 +92,12 @@ class Conductor:
     def ended(self, job: str, number: int, outcome: Outcome, reason: str | None = None) -> None:
         """An attempt has ended; the trial may have, too."""
         self.desk.forget.remote(job)
-        row = self.state.end(number, outcome, reason)
+        self._fetch(number)
+        row = self.state.end(number, outcome, reason or self.state.closed)
         self.progress.ended(row)
         if row.status in FINAL:
             finish(self.tracker, row)
-            tidy(self.state.board, self.plan, self.keep_best)
+            self._with_storage(lambda: self.keeper.tidy(self.state.board))
 
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has ended the search."""
@@ -114,6 +120,7 @@ class Conductor:
             raise self.signal() or Overdue(f"Some trials did not end within {ENDING_SECONDS:.0f} s")
         if time.monotonic() >= self._next_poll:
             for row in self.state.board.of(Status.RUNNING):
+                self._fetch(row.number)
                 self._read_step(row)
             self.tracker.sync()
             self._next_poll = time.monotonic() + POLL_SECONDS
@@ -123,6 +130,22 @@ class Conductor:
         self.desk.interrupt.remote()
         self._ending_until = time.monotonic() + ENDING_SECONDS
         self.progress.note(f"{reason}: the search ends; running trials save a checkpoint")
+
+    def _fetch(self, number: int) -> None:
+        """Brings a trial's records and pictures here, if they are elsewhere."""
+        storage = self.plan.storage
+        if storage is not None:
+            self._with_storage(lambda: storage.fetch(number, self.plan.trial_folder(number)))
+
+    def _with_storage(self, action: Callable[[], object]) -> None:
+        """Something that is done again later if the storage does not answer now; that is told once."""
+        try:
+            action()
+            self._storage_away = False
+        except OSError as error:
+            if not self._storage_away:
+                self.progress.note(f"the trials' storage does not answer: {one_line(error)}")
+            self._storage_away = True
 
     def _read_step(self, row: TrialRow) -> None:
         for record in read_records(self.plan.trial_folder(row.number), after=self._seen.get(row.number, -1)):

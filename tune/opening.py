@@ -10,8 +10,11 @@ from psalm.train.records import RunRecords, read_records
 from tune.config import SearchConfig, check_data, load_config
 from tune.errors import SearchError
 from tune.ledger import Ledger
+from tune.limits import Limits
 from tune.options import LOCAL, Options, new_folder
 from tune.resources import Node
+from tune.room import room_for
+from tune.storage import TrialStorage, is_uri, open_storage
 from tune.tracking import Tracker
 
 CONFIG_COPY = "search.yaml"
@@ -26,7 +29,8 @@ class Opened:
     folder: Path
     records: RunRecords
     tracker: Tracker
-    resumed: bool
+    storage: TrialStorage | None
+    limits: Limits
 
 
 def open_search(options: Options, machine: Node) -> Opened:
@@ -50,18 +54,21 @@ def _begin(options: Options, machine: Node) -> Opened:
         "resources": list(options.resources),
     }
     config = load_config(options.config, **asked)
-    _check(config, options, machine)
+    limits = _check(config, options, machine)
     folder = new_folder(options.output_dir, config.name)
     tracker = Tracker(options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}", folder, config.name)
     try:
         tracker.check()
+        storage = _storage(options.storage_path, folder, options.checkpoint_budget, new=True)
+        _check_room(config, options, folder, machine)
     except BaseException:
-        folder.rmdir()
+        shutil.rmtree(folder)
         raise
     shutil.copyfile(options.config, folder / CONFIG_COPY)
     records = RunRecords(folder)
-    records.settings(asked | {"config_folder": str(options.config.absolute().parent)})
-    return Opened(config, folder, records, tracker, resumed=False)
+    config_folder = str(options.config.absolute().parent)
+    records.settings(asked | {"config_folder": config_folder, "storage_path": options.storage_path})
+    return Opened(config, folder, records, tracker, storage, limits)
 
 
 def _resume(options: Options, folder: Path, machine: Node) -> Opened:
@@ -73,16 +80,46 @@ def _resume(options: Options, folder: Path, machine: Node) -> Opened:
     given = {"num_samples": options.num_samples, "max_concurrent": options.max_concurrent}
     asked |= {name: value for name, value in given.items() if value is not None}
     try:
+        storage_path = asked.pop("storage_path")
         config = load_config(folder / CONFIG_COPY, base=Path(asked.pop("config_folder")), **asked)
-        _check(config, options, machine)
+        limits = _check(config, options, machine)
         if options.tracking_uri is None and ":***@" in ledger.uri:
             raise SearchError(f"--resume {folder}: the password of {ledger.uri} is not kept; give --tracking-uri")
         tracker = Tracker(options.tracking_uri or ledger.uri, folder, config.name)
         tracker.check()
+        storage = _storage(storage_path, folder, options.checkpoint_budget, new=False)
+        _check_room(config, options, folder, machine)
     except BaseException:
         records.close()
         raise
-    return Opened(config, folder, records, tracker, resumed=True)
+    return Opened(config, folder, records, tracker, storage, limits)
+
+
+def _storage(path: str | None, folder: Path, budget: float | None, *, new: bool) -> TrialStorage | None:
+    """The storage of a URI. A path becomes that of the trials' folders by a link in the search's.
+
+    Raises:
+        SearchError: it cannot be used.
+    """
+    if path is not None and is_uri(path):
+        if budget is not None:
+            raise SearchError(
+                f"--checkpoint-budget {budget:g} counts files in folders, but --storage-path is a URI; leave one out"
+            )
+        storage = open_storage(path, folder.name)
+        storage.check(new=new)
+        return storage
+    if path is not None and new:
+        trials = Path(path).expanduser().absolute() / folder.name / "trials"
+        try:
+            trials.mkdir(parents=True)
+        except OSError as error:
+            raise SearchError(
+                f"--storage-path {path}: {trials}: {error.strerror}; give a folder that can be written and has no "
+                "search of this name"
+            ) from error
+        (folder / "trials").symlink_to(trials)
+    return None
 
 
 def _asked(folder: Path) -> dict[str, Any] | None:
@@ -94,7 +131,17 @@ def _asked(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _check(config: SearchConfig, options: Options, machine: Node) -> None:
+def _check(config: SearchConfig, options: Options, machine: Node) -> Limits:
+    limits = Limits(options.time_budget, options.gpu_hours, options.cpu_hours, config.resources)
     check_data(config)
     if options.address == LOCAL:
         config.resources.concurrency([machine], config.max_concurrent)
+    return limits
+
+
+def _check_room(config: SearchConfig, options: Options, folder: Path, machine: Node) -> None:
+    """On a cluster as many trials as the search allows may run at once; here, as many as the machine does."""
+    at_once = config.max_concurrent
+    if options.address == LOCAL:
+        at_once = config.resources.concurrency([machine], config.max_concurrent)
+    room_for(config, at_once, options.keep_best).check(folder, options.checkpoint_budget)

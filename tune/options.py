@@ -169,12 +169,12 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         help="End the search in order after TIME, for example 90m, 8h or 1d12h: running trials save a checkpoint, and "
         "--resume goes on.",
     )
-    for kind in ("gpu", "cpu"):
+    for flag, device in (("--gpu-hours", "GPU"), ("--cpu-hours", "CPU")):
         parser.add_argument(
-            f"--{kind}-hours",
+            flag,
             type=_positive,
             metavar="H",
-            help=f"End the search in order when its trials have used H {kind.upper()}-hours, earlier runs of a resumed "
+            help=f"End the search in order when its trials have used H {device}-hours, earlier runs of a resumed "
             "search included.",
         )
     parser.add_argument(

@@ -114,7 +114,7 @@ class Progress:
     def started(self, row: TrialRow) -> None:
         """An attempt of a trial begins."""
         changes = ", ".join(f"{name}={number(value)}" for name, value in row.changes.items())
-        begins = "starts" if row.attempts == 1 else f"goes on from step {row.step}, attempt {row.attempts}"
+        begins = "starts" if row.attempts == 1 else f"goes on (it was at step {row.step}), attempt {row.attempts}"
         self._event(row, f"{begins}: {settings(row)}" + (f" with {changes} to save memory" if changes else ""))
 
     def evaluated(self, row: TrialRow) -> None:

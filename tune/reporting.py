@@ -23,12 +23,14 @@ class SearchCallback(TrainerCallback):
         desk: of the search.
         job: the attempt's id.
         metric: that is searched.
+        push: brings the trial's folder to where the search sees it, on the first worker; None where it is there.
     """
 
-    def __init__(self, desk: ActorHandle[Any], job: str, metric: str) -> None:
+    def __init__(self, desk: ActorHandle[Any], job: str, metric: str, push: Callable[[], None] | None = None) -> None:
         self.desk = desk
         self.job = job
         self.metric = metric
+        self.push = push
         self.last_step = -1
         self.stopped = False
         self.interrupted = False
@@ -58,9 +60,16 @@ class SearchCallback(TrainerCallback):
         if not math.isfinite(value):
             raise MetricError(f"{self.metric} is {value} at step {state.global_step}")
         self.last_step = state.global_step
+        if self.push is not None:
+            self.push()
         if not self._agreed(lambda: self._goes_on(state.global_step, float(value))):
             self.stopped = control.should_training_stop = True
             control.should_save = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A checkpoint is there."""
+        if self.push is not None:
+            self.push()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A search that is interrupted wants a checkpoint, and the worker's end."""

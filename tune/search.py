@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from psalm.train.fields import SettingError
 from psalm.train.records import RecordsInUse
-from tune.limits import Limits
 from tune.opening import open_search
 from tune.options import parse_options, refuse
 from tune.progress import Progress, announce, create_console
@@ -24,7 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = this_machine()
     try:
         opened = open_search(options, machine)
-        limits = Limits(options.time_budget, options.gpu_hours, options.cpu_hours, opened.config.resources)
     except (SettingError, TrackingError, RecordsInUse) as mistake:
         return refuse(mistake)
 
@@ -38,12 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tune.cluster import Interrupted, ray_session
     from tune.conductor import Conductor, Overdue, concluded
     from tune.desk import Desk
+    from tune.keeping import Keeper
     from tune.lane import Lane
     from tune.state import SearchState
     from tune.trial import TrialPlan, trial_name
 
     state = SearchState(config, opened.records, num_samples=config.num_samples, max_failures=options.max_failures)
-    plan = TrialPlan(folder, config.arguments, config.resources, config.metric, config.dependents)
+    plan = TrialPlan(
+        folder,
+        config.arguments,
+        config.resources,
+        config.metric,
+        config.dependents,
+        opened.storage,
+        options.checkpoint_budget,
+    )
     exit_code = 0
     try:
         with (
@@ -55,7 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress.note(f"Ray is up; {run.at_once} at a time")
             desk = Desk.remote()
             conductor = Conductor(
-                state, plan, progress, opened.tracker, limits, desk, session.interrupted, options.keep_best
+                state,
+                plan,
+                progress,
+                opened.tracker,
+                opened.limits,
+                desk,
+                session.interrupted,
+                Keeper(plan, options.keep_best),
             )
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Lane, plan=plan, desk=desk), plan.own_resources),

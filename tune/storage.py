@@ -248,12 +248,12 @@ class TrialStorage:
             if self._read(f"{trial}/{manifest}") == content:
                 return
             self.filesystem.delete_file(f"{trial}/{manifest}")
-        self._replace(f"{trial}/{manifest}", content)
         names = [f"{weights}/{name}" for name in _files_in(folder / weights) if name != MANIFEST]
         _all_of(lambda name: self._upload(trial, name, folder, remote), names)
         for name in _below(weights, remote):
             if name not in (*names, manifest):
                 self.filesystem.delete_file(f"{trial}/{name}")
+        self._replace(f"{trial}/{manifest}", content)
 
     def _delete_complete(self, trial: str, weights: str, remote: _Files) -> None:
         if f"{weights}/{MANIFEST}" in remote:

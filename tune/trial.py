@@ -10,8 +10,10 @@ from ray.train.torch import TorchConfig
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
+from tune.board import trial_folder
 from tune.dependents import Dependents
 from tune.resources import TrialResources
+from tune.storage import TrialStorage
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,21 @@ class TrialPlan:
     resources: TrialResources
     metric: str
     dependents: Dependents = field(default_factory=Dependents)
+    storage: TrialStorage | None = None  # where workers and driver share no file system
+    checkpoint_budget: float | None = None  # GB that all trials share
 
     def trial_folder(self, number: int) -> Path:
-        """Where a trial keeps its records, checkpoints and pictures."""
-        return self.folder / "trials" / f"{number:04d}"
+        """Where a trial has its records and pictures and, unless they are in a storage, its checkpoints."""
+        return trial_folder(self.folder, number)
 
     def settings(self, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
         """Every training argument of a trial that is not left at its default."""
-        return self.dependents.complete(self.arguments, params) | {"output_dir": str(self.trial_folder(number))}
+        folder = self.trial_folder(number).resolve()  # the workers' machines may not have the link that leads there
+        settings = self.dependents.complete(self.arguments, params) | {"output_dir": str(folder)}
+        if self.checkpoint_budget is not None:
+            budget = {"checkpoint_budget_gb": self.checkpoint_budget, "checkpoint_budget_dir": str(folder.parent)}
+            settings = {"save_total_limit": 1} | settings | budget  # two of one trial may be what another one lacks
+        return settings
 
     @property
     def own_resources(self) -> PlacementGroupFactory:
@@ -48,6 +57,7 @@ class TrialPlan:
             num_workers=self.resources.workers_per_trial,
             use_gpu=self.resources.gpus_per_worker > 0,
             resources_per_worker={kind: amount for kind, amount in needs.items() if amount > 0},
+            placement_strategy="PACK" if self.storage is None else "STRICT_PACK",  # what they push lies on one machine
         )
 
     @property

@@ -67,14 +67,17 @@ def check_model(
     *,
     pretrain_mm_mlp_adapter: str | None = None,
     **overrides: Any,
-) -> None:
+) -> PsalmForSegmentation:
     """Does all that ``build_model`` does but reading and drawing numbers: a model of shapes alone takes no memory.
+
+    Returns:
+        That model, on the meta device.
 
     Raises:
         ValueError: as ``build_model`` would.
     """
     adapter = None if pretrain_mm_mlp_adapter is None else Path(pretrain_mm_mlp_adapter)
-    _build(model_name_or_path, vision_tower, swin_type, adapter, False, overrides, torch.device("meta"))
+    return _build(model_name_or_path, vision_tower, swin_type, adapter, False, overrides, torch.device("meta"))[0]
 
 
 def _build(

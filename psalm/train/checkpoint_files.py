@@ -184,24 +184,25 @@ def resumed_step(checkpoint: str | Path, output_dir: str | Path, *, deepspeed: b
     return step
 
 
-def finish_checkpoints(output_dir: str | Path, last_step: int | None) -> None:
-    """Drops what only going on needs from every checkpoint of a run that has ended; their weights are kept.
-
-    Args:
-        output_dir: the run's folder.
-        last_step: the step of the run's final model where that has been saved: a checkpoint of it says the same.
-    """
-    for step, checkpoint in checkpoints_in(output_dir).items():
-        if step == last_step or not is_complete(checkpoint):
+def finish_checkpoints(output_dir: str | Path) -> None:
+    """Drops what only going on needs from every checkpoint of a run that has ended; their weights are kept."""
+    for checkpoint in checkpoints_in(output_dir).values():
+        if is_complete(checkpoint):
+            keep_weights(checkpoint)
+        else:
             drop_checkpoint(checkpoint)
-            continue
-        for path in [path for pattern in RESUME_STATE for path in checkpoint.glob(pattern)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        files = _read_manifest(checkpoint)  # written last: a full disk has room by now
-        _replace_manifest(checkpoint, {name: file for name, file in files.items() if not _only_to_resume(name)})
+
+
+def keep_weights(checkpoint: Path) -> None:
+    """Drops what only going on needs from a complete checkpoint."""
+    for path in [path for pattern in RESUME_STATE for path in checkpoint.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    files = _read_manifest(checkpoint)
+    # Last, when even a full disk has room for it.
+    _replace_manifest(checkpoint, {name: file for name, file in files.items() if not _only_to_resume(name)})
 
 
 def drop_checkpoint(folder: Path) -> None:

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from psalm.train.checkpoint_files import FINAL_MODEL, checkpoints_in, drop_checkpoint, is_complete
+from psalm.train.checkpoint_files import (
+    FINAL_MODEL,
+    checkpoint_folder,
+    checkpoints_in,
+    drop_checkpoint,
+    is_complete,
+    keep_weights,
+)
 
 MARGIN = 100 * 2**20
 """Bytes that a checkpoint leaves free on the disk, for records and pictures."""
@@ -130,6 +137,17 @@ class RunCheckpoints:
         excess = 0 if limit is None else len(own) - max(limit, len(kept))
         for _, folder in [(at, folder) for at, folder in own if at not in kept][: max(excess, 0)]:
             drop_checkpoint(folder)
+
+    def make_final(self, step: int, folder: Path) -> bool:
+        """Makes the run's checkpoint of a step its final model, which says the same; False if there is none."""
+        checkpoint = checkpoint_folder(self.output_dir, step)
+        if step not in self._steps or not is_complete(checkpoint):
+            return False
+        if folder.exists():
+            drop_checkpoint(folder)
+        checkpoint.rename(folder)
+        keep_weights(folder)
+        return True
 
     def _kept(self, best: int | None) -> set[int]:
         newest = max(self._steps, default=0)

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from psalm.train.argument_groups import DataArguments, ModelArguments
 from psalm.train.fields import SettingError, nearest, unset_variables
 from psalm.train.task_data import load_task
 from psalm.train.tasks import tasks_of
+
+if TYPE_CHECKING:
+    from psalm.model.language_model.llava_phi import PsalmForSegmentation
 
 DEEPSPEED_FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "deepspeed"
 """Where a DeepSpeed configuration given by name is looked for: ``zero2`` is ``zero2.json`` there."""
@@ -88,7 +91,7 @@ def check_files(values: Mapping[str, Any]) -> None:
     if isinstance(values["deepspeed"], str):
         _json("deepspeed", values["deepspeed"], Path(values["deepspeed"]).read_text())
     _check_device(values)
-    _check_model(values)
+    shapes_of(values)
     _check_data(values)
 
 
@@ -100,7 +103,12 @@ def _check_device(values: Mapping[str, Any]) -> None:
         raise SettingError("bf16 must be false on this GPU, which has no bfloat16, but got true; use fp16")
 
 
-def _check_model(values: Mapping[str, Any]) -> None:
+def shapes_of(values: Mapping[str, Any]) -> "PsalmForSegmentation":
+    """The model that the values of all settings ask for, as shapes alone.
+
+    Raises:
+        SettingError: the files of its weights do not exist, or do not fit.
+    """
     # Here, because it brings the whole model: a setting that is wrong by itself is refused in half the time.
     from psalm.model.checkpoints import check_model
 
@@ -108,7 +116,7 @@ def _check_model(values: Mapping[str, Any]) -> None:
     if adapter is not None and not Path(adapter).is_file():
         raise SettingError(f"pretrain_mm_mlp_adapter must be a file, but there is none at {adapter}; give its path")
     try:
-        check_model(
+        return check_model(
             values["model_name_or_path"],
             values["vision_tower"],
             values["swin_type"],

@@ -1,9 +1,11 @@
 """Lets one process train one run after another: what libraries keep of a run is taken back at its end."""
 
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -13,8 +15,9 @@ from transformers.utils.import_utils import enable_tf32
 
 from psalm.train.measures import reset_peak_memory
 
-_FLOAT32_PRECISION = torch.backends.fp32_precision
-"""PyTorch's own: arguments change it when they are made, that is before a run begins."""
+_BACKENDS: Any = torch.backends
+_FLOAT32_PRECISION: str = _BACKENDS.fp32_precision
+"""PyTorch's own: arguments change it when they are made, before their run begins."""
 
 
 @contextmanager
@@ -41,11 +44,13 @@ def own_process_state(args: TrainingArguments) -> Iterator[None]:
         os.environ.update(environment)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        if torch.backends.fp32_precision != _FLOAT32_PRECISION:
-            torch.backends.fp32_precision = _FLOAT32_PRECISION
+        if _BACKENDS.fp32_precision != _FLOAT32_PRECISION:
+            _BACKENDS.fp32_precision = _FLOAT32_PRECISION
             enable_tf32.cache_clear()
         unset_hf_deepspeed_config()
         _forget_accelerator()
+        if args.deepspeed is not None:
+            _forget_engine()
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -53,3 +58,13 @@ def own_process_state(args: TrainingArguments) -> Iterator[None]:
 def _forget_accelerator() -> None:
     AcceleratorState._reset_state()
     GradientState._reset_state()
+
+
+def _forget_engine() -> None:
+    """ZeRO-3 keeps every model that it has had in a stack, and in the cache of a method by object and arguments."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK.clear()
+    method = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(method).nonlocals["func"].cache_clear()

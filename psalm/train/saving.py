@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -37,6 +37,8 @@ from psalm.train.scoring import of_all_ranks
 
 SETTINGS_FILE = "settings.json"
 """In every checkpoint: the run's resolved settings."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,13 @@ class SavingTrainer(transformers.Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def save_final_model(self, folder: Path) -> bool:
-        """Saves weights, tokenizer and settings; whether there was room for them. The same on every rank."""
+        """Saves weights, tokenizer and settings, or takes them from a checkpoint of this step.
+
+        Returns:
+            Whether there was room for them, on every rank.
+        """
+        if self._of_rank_0(lambda: self._checkpoints.make_final(self.state.global_step, folder)):
+            return True
         needed = weights_bytes(self.model) + small_bytes(())
         return self._save_whole("model", folder, needed, lambda: self.save_model(str(folder)))
 
@@ -176,7 +184,7 @@ class SavingTrainer(transformers.Trainer):
 
         return self._of_rank_0(end)
 
-    def _of_rank_0(self, answer: Callable[[], str | None]) -> str | None:
+    def _of_rank_0(self, answer: Callable[[], T]) -> T | None:
         """What rank 0 answers, on every rank."""
         return from_rank_0(answer() if self.is_world_process_zero() else None)
 
@@ -191,7 +199,8 @@ class SavingTrainer(transformers.Trainer):
         except Exception as error:
             if not is_full(error):
                 raise
-            self._full = f"no room was left while rank {self.args.process_index} wrote it ({error})"
+            said = " ".join(str(error).split())
+            self._full = f"no room was left while rank {self.args.process_index} wrote it ({said})"
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

@@ -101,7 +101,7 @@ def recorded_run(
             record_end(records, trainer)
         return metrics
     finally:
-        trainer.accelerator.free_memory()  # DeepSpeed's hooks on weights would keep them and its engine for ever
+        trainer.accelerator.free_memory()  # ends DeepSpeed's engine, whose hooks would keep it and the weights
 
 
 def open_records(args: Arguments, wait_seconds: float) -> RunRecords | None:
@@ -239,10 +239,10 @@ def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -
     if step != trainer.state.global_step:
         metrics = trainer.evaluate()
     if save:
-        save = trainer.save_final_model(Path(args.output_dir) / FINAL_MODEL)
+        trainer.save_final_model(Path(args.output_dir) / FINAL_MODEL)
     trainer.accelerator.wait_for_everyone()
     if args.should_save:
-        finish_checkpoints(args.output_dir, trainer.state.global_step if save else None)
+        finish_checkpoints(args.output_dir)
     return metrics
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tune.options import DEFAULT_CONFIG, free_folder, parse_options
+from tune.options import DEFAULT_CONFIG, new_folder, parse_options
 from tune.search import main
 
 
@@ -143,20 +143,85 @@ def test_help_is_in_full_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         parse_options(["--help"])
     text = capsys.readouterr().out
     options = ("config", "num-samples", "max-concurrent", "output-dir", "tracking-uri", "seed", "address", "set")
-    for option in (*options, "resources"):
+    limits = ("time-budget", "gpu-hours", "cpu-hours", "max-failures", "checkpoint-budget", "keep-best")
+    for option in (*options, *limits, "resources", "resume", "storage-path"):
         assert f"--{option} " in text
 
 
 def test_defaults(here: Path) -> None:
     options = parse_options([])
     assert options.output_dir == here / "runs"
-    assert options.tracking_uri == f"sqlite:///{here / 'runs' / 'mlflow.db'}"
+    assert options.tracking_uri is None
+    assert (options.max_failures, options.keep_best, options.resume) == (3, 3, None)
     assert (options.config, options.address) == (DEFAULT_CONFIG, "local")
     assert options.assignments == options.resources == ()
 
 
 def test_a_taken_folder_gets_a_number(here: Path) -> None:
     for expected in ("tiny", "tiny-2", "tiny-3"):
-        folder = free_folder(here / "runs", "tiny")
-        assert folder == here / "runs" / expected
-        folder.mkdir()
+        assert new_folder(here / "runs", "tiny") == here / "runs" / expected
+        assert (here / "runs" / expected).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--time-budget", "soon", "a time above 0 with its units, such as 90m, 8h or 1d12h"),
+        ("--time-budget", "0s", "a time above 0"),
+        ("--gpu-hours", "none", "a number above 0"),
+        ("--cpu-hours", "-1", "a number above 0"),
+        ("--checkpoint-budget", "nan", "a number above 0"),
+        ("--max-failures", "-1", "a whole number of at least 0"),
+        ("--keep-best", "x", "a whole number of at least 0"),
+    ],
+)
+def test_limits_are_checked(capsys: pytest.CaptureFixture[str], option: str, value: str, allowed: str) -> None:
+    line = refused(capsys, option, value)
+    assert option in line
+    assert allowed in line
+    assert value in line
+
+
+def test_gpu_hours_need_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gpus_per_worker is 0" in refused(capsys, "--gpu-hours", "8")
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--config", ["other.yaml"]),
+        ("--set", ["max_steps=3"]),
+        ("--seed", ["4"]),
+        ("--metric", ["eval_sq"]),
+        ("--resources", ["cpus_per_worker=2"]),
+        ("--output-dir", ["elsewhere"]),
+        ("--storage-path", ["elsewhere"]),
+    ],
+)
+def test_a_resumed_search_keeps_what_it_was_asked(
+    capsys: pytest.CaptureFixture[str], option: str, values: list[str]
+) -> None:
+    line = refused(capsys, "--resume", "runs/tiny", option, *values)
+    assert f"{option} cannot be changed" in line
+
+
+def test_only_a_search_can_be_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "runs").mkdir()
+    for folder in ("nowhere", "runs"):
+        assert "not the folder of a search; give one, for example runs/tiny" in refused(capsys, "--resume", folder)
+    assert not (here / "nowhere").exists()
+
+
+def test_a_storage_that_cannot_be_used_is_refused_and_nothing_is_left(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--storage-path carrier-pigeon://coop" in refused(capsys, "--storage-path", "carrier-pigeon://coop")
+    (here / "file").touch()
+    assert f"--storage-path {here / 'file'}" in refused(capsys, "--storage-path", str(here / "file"))
+    assert list((here / "runs").glob("tiny*")) == []
+
+
+def test_room_for_checkpoints_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--checkpoint-budget", "0.001")
+    assert "--checkpoint-budget 0.001: the search needs about" in line
+    assert "2 trials at a time" in line

@@ -169,7 +169,7 @@ def test_a_trial_that_goes_on_is_told_with_what_the_ladder_changed(board: Board)
         progress.started(start(board, 0, {"gradient_checkpointing": True, "per_device_train_batch_size": 2}))
     waits, goes_on = file.getvalue().splitlines()
     assert "trial 0 waits to go on from step 50: out of memory: CUDA (1:00)" in waits
-    assert "trial 0 goes on from step 50, attempt 2: mm_hidden_dim=64" in goes_on
+    assert "trial 0 goes on (it was at step 50), attempt 2: mm_hidden_dim=64" in goes_on
     assert goes_on.endswith("with gradient_checkpointing=True, per_device_train_batch_size=2 to save memory")
 
 

@@ -268,6 +268,8 @@ def assert_can_be_gone_on_from(root: Path, scratch: Path, truth: dict[str, bytes
     """What every machine may count on."""
     storage = storage_at(root)
     there = root / "trials" / "0007"
+    for manifest in there.glob("*/manifest.json"):
+        assert fault_of(manifest.parent) is None
     for record in read_records(there):
         if record["kind"] == "artifact":
             assert (there / record["path"]).read_bytes().startswith(b"picture of step ")

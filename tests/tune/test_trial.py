@@ -54,3 +54,26 @@ def test_workers_ask_for_what_they_need(
 def test_the_trials_own_process_holds_no_processor_that_its_workers_wait_for(tmp_path: Path) -> None:
     own = plan(tmp_path).own_resources.required_resources
     assert own.get("CPU", 0) == own.get("GPU", 0) == 0
+
+
+def test_a_budget_is_shared_by_all_trials(tmp_path: Path) -> None:
+    made = TrialPlan(tmp_path, {"max_steps": 9}, TrialResources(), "eval_pq", checkpoint_budget=1.5)
+    first, second = made.settings(0, {}), made.settings(1, {})
+    for settings in (first, second):
+        assert settings.pop("output_dir").startswith(str(tmp_path / "trials"))
+    assert first == second
+    assert first == {
+        "max_steps": 9,
+        "save_total_limit": 1,
+        "checkpoint_budget_gb": 1.5,
+        "checkpoint_budget_dir": str(tmp_path / "trials"),
+    }
+    asked = TrialPlan(tmp_path, {"save_total_limit": 2}, TrialResources(), "eval_pq", checkpoint_budget=1.5)
+    assert asked.settings(0, {})["save_total_limit"] == 2
+
+
+def test_workers_get_the_folder_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "trials").symlink_to(tmp_path / "shared")
+    assert plan(tmp_path / "search").settings(3, {})["output_dir"] == str(tmp_path / "shared" / "0003")

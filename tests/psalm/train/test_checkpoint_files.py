@@ -106,9 +106,8 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, state: set[str], saved: str, 
 
 @pytest.mark.parametrize("state", [WITHOUT, WITH])
 def test_weights_are_left_of_a_finished_run(tmp_path: Path, state: set[str]) -> None:
-    for step in (3, 6):
-        checkpoint(tmp_path, step, MODEL | OF_ALL | state)
-    finish_checkpoints(tmp_path, last_step=6)
+    checkpoint(tmp_path, 3, MODEL | OF_ALL | state)
+    finish_checkpoints(tmp_path)
     assert names_in(tmp_path) == {f"checkpoint-3/{name}" for name in MODEL | {MANIFEST}}
     assert not (tmp_path / "checkpoint-3" / "global_step3").exists()
     assert fault_of(tmp_path / "checkpoint-3") is None, "its manifest names what is left"
@@ -118,17 +117,10 @@ def test_weights_are_left_of_a_finished_run(tmp_path: Path, state: set[str]) -> 
     )
 
 
-def test_the_last_checkpoint_is_kept_where_there_is_no_final_model(tmp_path: Path) -> None:
-    for step in (3, 6):
-        checkpoint(tmp_path, step, MODEL | OF_ALL | WITHOUT)
-    finish_checkpoints(tmp_path, last_step=None)
-    assert names_in(tmp_path) == {f"checkpoint-{step}/{name}" for step in (3, 6) for name in MODEL | {MANIFEST}}
-
-
 def test_unfinished_checkpoints_do_not_outlive_a_finished_run(tmp_path: Path) -> None:
     checkpoint(tmp_path, 3, MODEL | OF_ALL | WITHOUT)
     checkpoint(tmp_path, 6, MODEL, complete=False)
-    finish_checkpoints(tmp_path, last_step=None)
+    finish_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from psalm.train import disk
-from psalm.train.checkpoint_files import checkpoint_folder, checkpoints_in, write_manifest
+from psalm.train.checkpoint_files import MANIFEST, checkpoint_folder, checkpoints_in, fault_of, write_manifest
 from psalm.train.disk import Budget, RunCheckpoints, is_full, optimizer_bytes, shortage, weights_bytes
 
 SIZE = 1000  # bytes of a checkpoint's only file
@@ -134,6 +134,20 @@ def test_a_folder_of_the_same_step_is_replaced(run: Path, checkpoints: RunCheckp
     folder = save(run, 2)
     assert checkpoints.make_room(folder, SIZE) is None
     assert list(folder.iterdir()) == []
+
+
+def test_the_last_checkpoint_becomes_the_final_model(run: Path, checkpoints: RunCheckpoints) -> None:
+    """Without room for another copy, and in place of one that an earlier start left."""
+    (run / "model" / "old").mkdir(parents=True)
+    folder = save(run, 2)
+    (folder / "optimizer.pt").touch()
+    write_manifest(folder, ["weights", "optimizer.pt"])
+    checkpoints.add(2, limit=1)
+    assert not checkpoints.make_final(3, run / "model")
+    assert checkpoints.make_final(2, run / "model")
+    assert {path.name for path in (run / "model").iterdir()} == {"weights", MANIFEST}
+    assert fault_of(run / "model") is None
+    assert steps(run) == []
 
 
 def test_a_budget_counts_checkpoints_and_final_models_of_all_runs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole model at full size, on a CPU."""
+"""The whole model at full size, on a GPU where there is one, else on a CPU."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "experiments" / "scripts" / "full_size_cpu.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "experiments" / "scripts" / "full_size.py"
 
 
 @pytest.mark.full_size

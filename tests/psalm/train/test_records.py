@@ -1,7 +1,10 @@
 """Records survive torn writes, are numbered, and forget what a resumed run repeats."""
 
+import errno
 import json
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,19 @@ def test_history_begins_anew_with_a_start(tmp_path: Path) -> None:
 
 def test_missing_file_reads_as_nothing(tmp_path: Path) -> None:
     assert list(read_records(tmp_path)) == []
+
+
+def test_a_record_without_room_leaves_nothing_behind(
+    tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    """The disk takes some bytes of it first."""
+    with RunRecords(tmp_path) as records:
+        records.metrics(1, {"loss": 1.0})
+        before = records.path.read_bytes()
+        with file_size_limit(len(before) + 20), pytest.raises(OSError, match="nothing of the record is") as error:
+            records.metrics(2, {"loss": 2.0})
+        assert error.value.errno == errno.EFBIG
+        assert error.value.filename == str(records.path)
+        assert records.path.read_bytes() == before
+        records.metrics(3, {"loss": 3.0})
+    assert [(r["n"], r["step"]) for r in read_records(tmp_path)] == [(0, 1), (1, 3)]

