@@ -108,8 +108,11 @@ class SearchState:
         """A run of the search begins, the first or another one."""
         if self._until is None:
             self._record("started", pid=os.getpid())
-        else:
-            self._record("resumed", pid=os.getpid(), until=self._until)
+            return
+        self._record("resumed", pid=os.getpid(), until=self._until)
+        for row in self.board.of(Status.WAITING):
+            if row.evaluated >= self.board.full_length and self._has_completed(row.number):
+                self._record_end(row, Outcome.COMPLETED, Status.COMPLETED, row.rung, None)
 
     def next_job(self) -> Job | None:
         """An attempt to begin now: of the first trial that waits, else of a new one. None if there is none."""
@@ -166,7 +169,7 @@ class SearchState:
         if row.since is None:
             raise ValueError(f"trial {number} is {row.status}, so no attempt of it can end ({outcome}: {reason})")
         status, rung, words = self._consequence(row, outcome, reason)
-        self._record("ended", number=number, outcome=str(outcome), status=str(status), rung=rung, reason=words)
+        self._record_end(row, outcome, status, rung, words)
         return row
 
     def close(self, reason: str) -> None:
@@ -243,6 +246,14 @@ class SearchState:
                     return Status.WAITING, row.rung + 1, f"out of memory: {reason}"
                 where = "out of memory with gradient checkpointing, micro-batch 1"
                 return Status.FAILED, row.rung, f"does not fit: {where}: {reason}"
+
+    def _record_end(self, row: TrialRow, outcome: Outcome, status: Status, rung: int, reason: str | None) -> None:
+        self._record("ended", number=row.number, outcome=str(outcome), status=str(status), rung=rung, reason=reason)
+
+    def _has_completed(self, number: int) -> bool:
+        """Whether a trial's own records say so: the search may have been killed before it heard of it."""
+        events = [each for each in read_records(trial_folder(self._records.folder, number)) if each["kind"] == "event"]
+        return bool(events) and events[-1]["event"] == "completed"
 
     def _last_sign_of_life(self, latest: float) -> float:
         """Unix time of the last record of an earlier process: the search's own, or one of a trial that ran."""

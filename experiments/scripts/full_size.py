@@ -28,7 +28,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def assignments(texts: Sequence[str]) -> Mapping[str, str]:
+def assignments(texts: Sequence[str]) -> dict[str, str]:
     """Name -> value of each ``NAME=VALUE``.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch.nn import functional
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils.import_utils import enable_tf32
@@ -26,7 +27,7 @@ def own_process_state(args: TrainingArguments) -> Iterator[None]:
 
     accelerate keeps devices, precision and DeepSpeed's plugin in class attributes, and in the environment that
     DeepSpeed is used; transformers keeps DeepSpeed's configuration, and whether TF32 has been switched on already;
-    full determinism sets flags of PyTorch and the environment.
+    full determinism sets flags of PyTorch and the environment; ZeRO-3 replaces a function of PyTorch.
     """
     _forget_accelerator()
     vars(args).pop("_setup_devices", None)  # cached; other arguments may have been made since
@@ -36,6 +37,7 @@ def own_process_state(args: TrainingArguments) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    linear = functional.linear
     try:
         yield
     finally:
@@ -44,6 +46,7 @@ def own_process_state(args: TrainingArguments) -> Iterator[None]:
         os.environ.update(environment)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        functional.linear = linear
         if _BACKENDS.fp32_precision != _FLOAT32_PRECISION:
             _BACKENDS.fp32_precision = _FLOAT32_PRECISION
             enable_tf32.cache_clear()

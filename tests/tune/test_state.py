@@ -402,6 +402,19 @@ def test_a_stopped_trial_is_pruned_even_if_the_search_dies_before_it_has_ended(o
     assert not state.result(1, 30, 99.0)  # from a process that is still there
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_trial_that_completed_unheard_is_not_run_again(opened: Any, tmp_path: Path, told: bool) -> None:
+    """The search died between a trial's end and its own record of it; a trial that had not ended yet goes on."""
+    state = opened()
+    job_of(state)
+    state.result(0, state.board.full_length, 5.0)
+    with RunRecords(trial_folder(tmp_path, 0)) as records:
+        records.event("completed" if told else "started", step=state.board.full_length)
+    state = opened()
+    assert state.board.trials[0].status == (Status.COMPLETED if told else Status.WAITING)
+    assert job_of(state).number == (1 if told else 0)
+
+
 def test_steps_that_are_repeated_are_not_counted_again(opened: Any) -> None:
     state = opened()
     job_of(state)

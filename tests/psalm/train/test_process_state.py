@@ -126,7 +126,7 @@ def test_a_run_after_others_is_as_in_a_fresh_process(
 
 def test_many_runs_leave_nothing_behind(tmp_path: Path, settings_in: Callable[..., dict[str, Any]]) -> None:
     of_kind = kinds(1)
-    order = ["zero2", "zero3", "plain", *("zero3", "plain", "zero2") * 3]
+    order = ["zero2", "zero3", "plain"] * 3
     jobs = [
         {"settings": settings_in(tmp_path / f"{number}", **of_kind[kind], dataloader_num_workers=1), "end": None}
         for number, kind in enumerate(order)
@@ -176,7 +176,7 @@ def test_arguments_that_were_made_before_others_still_hold(settings: Callable[..
     with own_process_state(first):
         assert first.world_size == 1
         assert first.process_index == 0
-        assert first.device == torch.device("cpu")
+        assert first.device.type == "cpu"
     assert first.process_index == 0, "callers ask for it after a run"
 
 
