@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +86,8 @@ def watch(process: subprocess.Popen[bytes], output: Path) -> list[Sample]:
     """A sample every second, until the search ends."""
     driver, start, samples = psutil.Process(process.pid), time.monotonic(), []
     while process.poll() is None:
-        try:
+        with suppress(psutil.NoSuchProcess):  # one that was listed is gone already: the next look is near
             samples.append(sample(driver, time.monotonic() - start, ended_trials(output)))
-        except psutil.NoSuchProcess:
-            continue  # a process that was listed is gone: the next look is a second away
         time.sleep(1)
     return samples
 
@@ -96,7 +95,7 @@ def watch(process: subprocess.Popen[bytes], output: Path) -> list[Sample]:
 def sample(driver: psutil.Process, seconds: float, ended: int) -> Sample:
     """What the search holds now."""
     tree = driver.children(recursive=True)
-    workers = [process for process in tree if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers = [process for process in tree if "RayTrainWorker" in command_of(process)]
     return Sample(
         seconds=seconds,
         ended=ended,
@@ -108,6 +107,14 @@ def sample(driver: psutil.Process, seconds: float, ended: int) -> Sample:
         worker_memory=sum(worker.memory_info().rss for worker in workers) / MB,
         shared_memory=shutil.disk_usage(SHARED_MEMORY).used / MB,
     )
+
+
+def command_of(process: psutil.Process) -> str:
+    """What a process calls itself; nothing if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def ended_trials(output: Path) -> int:

@@ -1,5 +1,6 @@
 """What a run writes while it trains: its records, and pictures at every evaluation."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class PicturesCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Replaces the pictures; each is recorded again, because its content is new."""
+        """Replaces the pictures; each is recorded again, because its content is new, and the seconds that all took."""
+        start = time.perf_counter()
         folder = Path(self.records.folder) / ARTIFACTS
         drawn = []
         for task, answers in self.trainer.shown.items():
@@ -49,3 +51,4 @@ class PicturesCallback(TrainerCallback):
         draw_curves(history, folder / "curves.png", main_metric_names(self.trainer.settings))
         for name in (*drawn, "curves.png"):
             self.records.artifact(folder / name)
+        self.records.metrics(state.global_step, {"system/pictures_seconds": time.perf_counter() - start})

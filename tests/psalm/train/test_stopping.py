@@ -1,8 +1,10 @@
 """Runs that a callback ends early, that go on from their last checkpoint, and that want a folder in use."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,32 @@ def test_the_flag_true_asks_for_the_last(
     assert parsed.training.resume_from_checkpoint is asked
 
 
+def test_seconds_of_a_run_are_in_its_records(arguments: Make, tmp_path: Path) -> None:
+    """All of it but start and end; what a search's decision takes is no part of an evaluation or a step."""
+
+    class Wait(TrainerCallback):
+        def on_evaluate(self, *_: Any, **__: Any) -> None:
+            time.sleep(1.0)
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = self.begun if state.global_step else time.monotonic()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = time.monotonic() - self.begun
+
+    common = EVALUATED | {"max_steps": 6, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    clock = Clock()
+    train(arguments(**common), [Wait(), clock])
+    history = metric_history(read_records(tmp_path / "run"))
+    training = sum(2 * seconds for seconds in history["system/step_seconds"].values())
+    others = [
+        seconds for kind in ("eval", "pictures", "checkpoint") for seconds in history[f"system/{kind}_seconds"].values()
+    ]
+    assert len(others) == 9
+    assert training + sum(others) + 3.0 == pytest.approx(clock.seconds, abs=0.5)
+
+
 HOLDER = """
 import sys, time
 from psalm.train.records import RunRecords
@@ -217,3 +245,53 @@ def test_the_folder_is_free_after_every_end(arguments: Make, tmp_path: Path, end
     else:
         train(arguments(max_steps=2), [Stop("step", 1)] if end == "stop" else [])
     RunRecords(tmp_path / "run").close()
+
+
+RANKS = """
+import json, sys
+from psalm.train.arguments import parse_settings
+from psalm.train.distributed import leave_process_group
+from psalm.train.records import RecordsInUse, RunRecords
+from psalm.train.train import train
+from transformers import TrainerCallback
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 3:
+            control.should_training_stop = control.should_save = True
+
+for job in json.load(open(sys.argv[1])):
+    arguments = parse_settings(job["settings"])
+    train(arguments, [Interrupt()] if job["cut"] else [], resume_from_checkpoint=True)
+held = RunRecords(arguments.training.output_dir) if arguments.training.process_index == 0 else None
+try:
+    train(arguments)
+except RecordsInUse:
+    (open(f"{sys.argv[1]}.refused-{arguments.training.process_index}", "w")).close()
+leave_process_group()
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_two_ranks_agree_where_to_go_on_and_that_a_folder_is_in_use(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path, deepspeed: str | None
+) -> None:
+    common = EVALUATED | {"deepspeed": deepspeed, "per_device_train_batch_size": 1}
+    whole, cut = (settings(output_dir=str(tmp_path / name), **common) for name in ("whole", "cut"))
+    jobs = [{"settings": whole, "cut": False}, {"settings": cut, "cut": True}, {"settings": cut, "cut": False}]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    (tmp_path / "program.py").write_text(RANKS)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run(
+        [sys.executable, *launcher, tmp_path / "program.py", tmp_path / "jobs.json"],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert events(tmp_path / "cut") == [("started", None), ("stopped", 3), ("resumed", 3), ("completed", 4)]
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    assert {path.name for path in tmp_path.glob("*.refused-*")} == {"jobs.json.refused-0", "jobs.json.refused-1"}

@@ -73,6 +73,7 @@ def test_run_records_everything(arguments: Make, capfd: pytest.CaptureFixture[st
     assert list(history["eval_pq"]) == [2, 3], "every eval_steps and at the end, once"
     assert metrics["eval_pq"] == history["eval_pq"][3]
     assert {"system/step_seconds", "system/peak_memory_mb", "system/eval_seconds"} <= history.keys()
+    assert list(history["system/pictures_seconds"]) == list(history["system/eval_seconds"]) == [2, 3]
     assert history["epoch"][3] == pytest.approx(3 * 2 / 12), "epochs are passes over the 12 images"
 
     (settings,) = [r["values"] for r in records if r["kind"] == "settings"]
