@@ -1,10 +1,13 @@
 """Real searches to which real things happen: processes are killed, files damaged, limits reached."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -255,4 +258,65 @@ def test_two_searches_at_once_do_not_disturb_each_other(make: Callable[..., Sear
     assert len(refusal.strip().splitlines()) == 1
     for each in (search, Search(search.home, "small-2")):
         assert each.content["trials"][0]["status"] == "completed"
+    assert search.left_after() == []
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_bad_image_is_named_or_left_out_and_counted(make: Callable[..., Search], skip: bool) -> None:
+    search = make(num_samples=1, arguments={"skip_bad_images": skip})
+    image = sorted((search.home / "data").rglob("train*/*.jpg"))[0]
+    image.write_bytes(image.read_bytes()[:200])
+    code, output = search.run("--config", "small.yaml")
+    if skip:
+        assert code == 0, output
+        (completed,) = (r for r in read_records(search.trial_folder(0)) if r.get("event") == "completed")
+        assert [Path(name).name for name in completed["bad_images"]] == [image.name]
+    else:
+        assert code == 1, output
+        assert image.name in search.content["trials"][0]["reason"]
+    assert search.left_after() == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("back", [True, False])
+def test_training_does_not_wait_for_an_mlflow_that_is_away(make: Callable[..., Search], back: bool) -> None:
+    """The server is killed while a trial runs; its records arrive when it is back, or are brought by hand."""
+    search = make(num_samples=2, max_concurrent=1, arguments=LONG)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = f"sqlite:///{search.home / 'runs' / 'mlflow.db'}"
+    (search.home / "runs").mkdir()
+
+    def serve() -> subprocess.Popen[bytes]:
+        command = ["-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port), "--workers", "1"]
+        served = subprocess.Popen([sys.executable, *command], cwd=search.home, start_new_session=True)
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return served
+            time.sleep(0.5)
+
+    server = serve()
+    process = search.start("--config", "small.yaml", "--tracking-uri", f"http://127.0.0.1:{port}")
+    wait_for(lambda: 8 in results(search, 0), process)
+    os.killpg(server.pid, signal.SIGKILL)
+    wait_for(lambda: 20 in results(search, 0), process)
+    if back:
+        server = serve()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    if not back:
+        server = serve()
+        command = [sys.executable, "-m", "tune.tracking", "sync", str(search.folder)]
+        synced = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert synced.returncode == 0, synced.stderr
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(timeout=60)
+    assert {key: run.info.status for key, run in search.runs().items()} == dict.fromkeys(
+        ("search", "0", "1"), "FINISHED"
+    )
+    client = MlflowClient(store)
+    for number in (0, 1):
+        points = client.get_metric_history(search.runs()[str(number)].info.run_id, "eval_pq")
+        assert {p.step: p.value for p in points} == results(search, number)
     assert search.left_after() == []

@@ -1,96 +1,48 @@
 """One real search: Ray, DeepSpeed, Optuna and MLflow on a model and data of toy's toy size."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import torch
-import yaml
 from mlflow import MlflowClient
-from safetensors.torch import save_file
 
-from psalm.data.builtin import ensure_builtin
 from psalm.train.records import read_records
-from tune.options import DEFAULT_CONFIG
+from tests.tune.searches import Search, small_search
 
 
 @dataclass(frozen=True)
 class Finished:
     """A search that has been run: ``output`` is what it printed."""
 
-    folder: Path
+    search: Search
     code: int
     output: str
     left: list[str]
 
     @property
+    def folder(self) -> Path:
+        return self.search.folder
+
+    @property
     def content(self) -> dict[str, Any]:
-        return json.loads((self.folder / "search.json").read_text())
+        return self.search.content
 
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory, tiny_tower: dict[str, Any]) -> Finished:
     """Two trials at a time: a good one, and one whose learning rate makes the loss overflow."""
     folder = tmp_path_factory.mktemp("search")
-    tower = folder / "tower"
-    tower.mkdir()
-    (tower / "config.json").write_text(json.dumps(tiny_tower))
-    save_file({"nothing": torch.zeros(1)}, tower / "model.safetensors")
-    content = {
-        "name": "small",
-        "metric": "eval_pq",
-        "num_samples": 2,
-        "max_concurrent": 2,
-        "space": {"learning_rate": {"loguniform": [1e-4, 1e30]}, "mm_n_points": {"choice": [2, 4]}},
-        "baselines": [{"learning_rate": 1e-3, "mm_n_points": 4}, {"learning_rate": 1e30, "mm_n_points": 2}],
-        "scheduler": {"name": "asha", "grace_period": 2},
-        "arguments": {
-            "vision_tower": "tower",
-            "panoptic_json_path": str(ensure_builtin(folder / "data", train_images=8, val_images=4)),
-            "mm_hidden_dim": 16,
-            "mm_n_heads": 2,
-            "max_steps": 4,
-            "eval_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 2,
-            "deepspeed": "zero2",
-            "warmup_ratio": 0.0,
-            "save_strategy": "no",
-            "save_final_model": False,
-        },
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, str(DEFAULT_CONFIG.parents[2] / "tune" / "search.py"), "--config", "small.yaml"]
-    environment = os.environ | {"PSALM_TEST_SEARCH": str(folder)}
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-        check=False,
+    small_search(
+        folder,
+        tiny_tower,
+        space={"learning_rate": {"loguniform": [1e-4, 1e30]}, "mm_n_points": {"choice": [2, 4]}},
+        baselines=[{"learning_rate": 1e-3, "mm_n_points": 4}, {"learning_rate": 1e30, "mm_n_points": 2}],
+        scheduler={"name": "asha", "grace_period": 2},
     )
-    return Finished(folder / "runs" / "small", done.returncode, done.stdout, processes_with(str(folder)))
-
-
-def processes_with(mark: str) -> list[str]:
-    """Command lines of processes that inherited the mark in their environment."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        try:
-            if process.environ().get("PSALM_TEST_SEARCH") == mark:
-                found.append(" ".join(process.info["cmdline"]))
-        except psutil.Error:
-            continue
-    return found
+    search = Search(folder)
+    code, output = search.run("--config", "small.yaml")
+    return Finished(search, code, output, search.left_after(0))
 
 
 def test_it_ends_well_with_one_completed_trial(search: Finished) -> None:
