@@ -70,10 +70,14 @@ class Conductor:
         self._seen: dict[int, int] = {}
         self._next_poll = 0.0
         self._storage_away = False
+        self._released = False  # the workers that wait
 
     def next_job(self) -> Job | None:
         """What is to run next, if anything is."""
         job = self.state.next_job()
+        if job is None and not self._released:
+            self.desk.release.remote()
+        self._released = job is None
         if job is not None:
             row = self.state.board.trials[job.number]
             self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params)

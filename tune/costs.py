@@ -8,7 +8,7 @@ from psalm.train.records import Record, read_records
 from tune.board import Board, trial_folder
 
 STEP_SECONDS = "system/step_seconds"
-EVALUATION_SECONDS = "system/eval_seconds"
+EVALUATION_SECONDS = ("system/eval_seconds", "system/pictures_seconds")
 CHECKPOINT_SECONDS = "system/checkpoint_seconds"
 
 
@@ -44,7 +44,7 @@ def work_of(records: Iterable[Record]) -> Work:
             if STEP_SECONDS in values:
                 training += values[STEP_SECONDS] * (record["step"] - step)
                 step = record["step"]
-            evaluation += values.get(EVALUATION_SECONDS, 0.0)
+            evaluation += sum(values.get(name, 0.0) for name in EVALUATION_SECONDS)
             checkpointing += values.get(CHECKPOINT_SECONDS, 0.0)
     return Work(training, evaluation, checkpointing)
 

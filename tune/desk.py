@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 IDLE_SECONDS = 3.0
-"""Workers that have had no job for so long end: others may want their CPUs and GPUs."""
+"""Workers that have had no job for so long end, whoever forgot them: others may want their CPUs and GPUs."""
 
 Message = dict[str, Any]
 
@@ -25,6 +25,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.jobs: list[Message] = []
+        self.done = 0
         self.closed = False
         self.changed = asyncio.Condition()
 
@@ -36,6 +37,7 @@ class _Desk:
         self._groups: defaultdict[str, _Group] = defaultdict(_Group)
         self._messages: defaultdict[str, asyncio.Queue[Message]] = defaultdict(asyncio.Queue)
         self._decisions: dict[str, asyncio.Future[bool]] = {}
+        self._released = False
         self._interrupted = asyncio.Event()
 
     async def assign(self, group: str, job: Mapping[str, Any]) -> bool:
@@ -43,6 +45,7 @@ class _Desk:
         state = self._groups[group]
         async with state.changed:
             if not state.closed:
+                self._released = False
                 state.jobs.append(dict(job))
                 state.changed.notify_all()
             return not state.closed
@@ -54,12 +57,20 @@ class _Desk:
             state.closed = True
             state.changed.notify_all()
 
+    async def release(self) -> None:
+        """There is nothing to do until the next job is assigned: workers without one end at once."""
+        self._released = True
+        for group, state in self._groups.items():
+            if state.done == len(state.jobs):
+                await self.close(group)
+
     async def next_job(self, group: str, done: int) -> Message | None:
         """The job after ``done`` others, the same for all workers of a group; None: there will be none."""
         state = self._groups[group]
+        state.done = done
         async with state.changed:
             try:
-                async with asyncio.timeout(IDLE_SECONDS):
+                async with asyncio.timeout(0 if self._released else IDLE_SECONDS):
                     await state.changed.wait_for(lambda: len(state.jobs) > done or state.closed)
             except TimeoutError:
                 state.closed = True

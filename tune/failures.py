@@ -19,6 +19,8 @@ REASON_LENGTH = 500
 
 ALLOCATOR_MESSAGES = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch says without raising ``OutOfMemoryError``."""
+LOST_PEER = "closed by peer"
+"""What gloo says in a worker whose fellow is gone."""
 MEMORY_MONITOR = "running low on memory"
 """What Ray says of a process that its memory monitor has killed."""
 
@@ -83,7 +85,7 @@ def cause_of(error: TrainingFailedError) -> Failure:
         return Failure(Outcome.CRASHED, one_line(error))
     failures = [_worker_failure(error.worker_failures[rank]) for rank in sorted(error.worker_failures)]
     order = (Outcome.OUT_OF_MEMORY, Outcome.CRASHED, Outcome.FAILED)
-    return min(failures, key=lambda failure: order.index(failure.outcome))
+    return min(failures, key=lambda failure: (order.index(failure.outcome), LOST_PEER in failure.reason))
 
 
 def _worker_failure(error: BaseException) -> Failure:

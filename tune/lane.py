@@ -115,15 +115,16 @@ def work(config: Mapping[str, Any]) -> None:
         TrialError: a job failed.
     """
     desk, group = config["desk"], config["group"]
+    agreement = dist.new_group(backend="gloo") if get_context().get_world_size() > 1 else None
     done = 0
     while (job := ray.get(desk.next_job.remote(group, done))) is not None:
         with picklable_errors():
-            do(job, desk)
-        gc.collect()
+            do(job, desk, agreement)
+        gc.freeze()  # what is left are libraries, which every collection to come would go through
         done += 1
 
 
-def do(job: Mapping[str, Any], desk: ActorHandle[Any]) -> None:
+def do(job: Mapping[str, Any], desk: ActorHandle[Any], agreement: dist.ProcessGroup | None) -> None:
     """One attempt of a trial. How it ended is told by the first worker, unless it was the search that stopped it."""
     first = get_context().get_world_rank() == 0
     copy = TrialCopy(job["storage"], job["number"]) if job["storage"] is not None else None
@@ -136,7 +137,8 @@ def do(job: Mapping[str, Any], desk: ActorHandle[Any]) -> None:
             dist.barrier()
     arguments = parse_settings(settings)
     training = arguments.training
-    callback = SearchCallback(desk, job["id"], job["metric"], copy.push if copy is not None and first else None)
+    push = copy.push if copy is not None and first else None
+    callback = SearchCallback(desk, job["id"], job["metric"], agreement, push)
     train(arguments, callbacks=[callback], resume_from_checkpoint=True, wait_seconds=WRITER_WAIT_SECONDS)
     outcome = callback.outcome(training.max_steps)
     if not first:

@@ -23,10 +23,18 @@ class SearchCallback(TrainerCallback):
         desk: of the search.
         job: the attempt's id.
         metric: that is searched.
+        agreement: the group's processes, over gloo, which needs no sync with a GPU; None where there is one alone.
         push: brings the trial's folder to where the search sees it, on the first worker; None where it is there.
     """
 
-    def __init__(self, desk: ActorHandle[Any], job: str, metric: str, push: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        desk: ActorHandle[Any],
+        job: str,
+        metric: str,
+        agreement: dist.ProcessGroup | None = None,
+        push: Callable[[], None] | None = None,
+    ) -> None:
         self.desk = desk
         self.job = job
         self.metric = metric
@@ -35,8 +43,7 @@ class SearchCallback(TrainerCallback):
         self.stopped = False
         self.interrupted = False
         self._interruption = desk.interruption.remote()
-        self._ranks = dist.get_world_size() if dist.is_initialized() else 1
-        self._agreement = dist.new_group(backend="gloo") if self._ranks > 1 else None  # needs no sync with the GPU
+        self._agreement = agreement
 
     def on_evaluate(
         self,

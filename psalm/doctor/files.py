@@ -13,7 +13,8 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from psalm.data.checks import DataCheck, check_data
 from psalm.data.errors import DataError
 from psalm.doctor.findings import Finding, Findings, advice, ok, problem, shortened
-from psalm.train.checkpoint_files import resumed_step
+from psalm.train.checkpoint_files import last_good_checkpoint, resumed_step
+from psalm.train.fields import TRUE
 from psalm.train.task_data import load_task
 from psalm.train.tasks import tasks_of
 
@@ -47,7 +48,9 @@ def check_deepspeed(values: Mapping[str, Any], world_size: int) -> Findings:
         content = deepspeed_config(values)
     except ValueError as error:
         return [problem(error)]
-    settings = SimpleNamespace(**values, world_size=world_size, fp16_full_eval=False, bf16_full_eval=False)
+    settings = SimpleNamespace(
+        **values, world_size=world_size, save_on_each_node=False, fp16_full_eval=False, bf16_full_eval=False
+    )
     config = HfTrainerDeepSpeedConfig(content)
     unset_hf_deepspeed_config()  # the constructor tells all of transformers that DeepSpeed is on
     config.trainer_config_process(settings)
@@ -94,8 +97,13 @@ def check_checkpoint(checkpoint: str | None, values: Mapping[str, Any]) -> Findi
     """What the run would be resumed from."""
     if checkpoint is None:
         return []
+    output_dir, deepspeed = values["output_dir"], values["deepspeed"] is not None
+    if checkpoint.lower() in TRUE:
+        newest, rejected = last_good_checkpoint(output_dir, deepspeed=deepspeed)
+        begins = "starts anew: there is no checkpoint" if newest is None else f"goes on from {newest}"
+        return [*(advice(reason) for reason in rejected), ok(begins)]
     try:
-        step = resumed_step(checkpoint, values["output_dir"], deepspeed=values["deepspeed"] is not None)
+        step = resumed_step(checkpoint, output_dir, deepspeed=deepspeed)
         return [ok(f"goes on after step {step} of {checkpoint}")]
     except ValueError as error:
         return [problem(error)]

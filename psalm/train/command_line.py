@@ -80,7 +80,7 @@ def read_config(file: str) -> dict[str, Any]:
 
 def help_text(fields: Mapping[str, Field]) -> str:
     """Every argument with its values and default, by group."""
-    lines = ["usage: train.py [--config FILE] [--resume_from_checkpoint DIR] [--NAME VALUE ...]", ""]
+    lines = ["usage: train.py [--config FILE] [--resume_from_checkpoint DIR|True] [--NAME VALUE ...]", ""]
     for group in dict.fromkeys(field.group for field in fields.values()):
         lines.append(f"{group}:")
         for field in (field for field in fields.values() if field.group == group):

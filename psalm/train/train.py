@@ -99,6 +99,8 @@ def recorded_run(
         metrics = run(trainer, checkpoint, save=args.training.save_final_model)
         if records is not None:
             record_end(records, trainer)
+            if not trainer.stopped:
+                finish_checkpoints(args.training.output_dir)  # after the record: it cannot be gone on from any more
         return metrics
     finally:
         trainer.accelerator.free_memory()  # ends DeepSpeed's engine, whose hooks would keep it and the weights
@@ -227,7 +229,7 @@ def schedule_tags(trainer: PsalmTrainer) -> dict[str, float]:
 
 
 def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -> dict[str, float]:
-    """Trains, evaluates the last step if that has not been done, saves the final model, keeps checkpoints' weights.
+    """Trains, evaluates the last step if that has not been done, saves the final model.
 
     A run that was stopped only trains.
     """
@@ -241,8 +243,6 @@ def run(trainer: PsalmTrainer, resume_from_checkpoint: str | None, save: bool) -
     if save:
         trainer.save_final_model(Path(args.output_dir) / FINAL_MODEL)
     trainer.accelerator.wait_for_everyone()
-    if args.should_save:
-        finish_checkpoints(args.output_dir)
     return metrics
 
 

@@ -52,6 +52,36 @@ def test_closed_workers_end_after_the_jobs_that_they_have() -> None:
     play(scenario)
 
 
+def test_workers_that_wait_are_released_and_those_at_work_are_not() -> None:
+    async def scenario(desk: _Desk) -> None:
+        for group in ("busy", "idle"):
+            assert await desk.assign(group, {"id": group})
+            assert await desk.next_job(group, 0)
+        waiting = asyncio.ensure_future(desk.next_job("idle", 1))
+        await asyncio.sleep(0)
+        await desk.release()
+        assert await asyncio.wait_for(waiting, timeout=1) is None
+        assert not await desk.assign("idle", {"id": "late"})
+        assert await asyncio.wait_for(desk.next_job("busy", 1), timeout=1) is None  # done only now
+
+    play(scenario)
+
+
+def test_a_new_job_after_a_release_is_waited_for_again() -> None:
+    async def scenario(desk: _Desk) -> None:
+        assert await desk.assign("g", {"id": "a"})
+        await desk.release()
+        assert await desk.assign("g", {"id": "b"})
+        assert await desk.next_job("g", 1) == {"id": "b"}
+        waiting = asyncio.ensure_future(desk.next_job("g", 2))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        assert await desk.assign("g", {"id": "c"})
+        assert await waiting == {"id": "c"}
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_report_waits_for_its_own_decision(goes_on: bool) -> None:
     async def scenario(desk: _Desk) -> None:

@@ -114,6 +114,14 @@ def test_what_a_rank_died_of_comes_before_what_the_others_then_raised() -> None:
     assert cause_of(WorkerGroupError("", {0: lost, 1: dead, 2: full})).outcome == Outcome.OUT_OF_MEMORY
 
 
+def test_a_ranks_own_reason_comes_before_that_another_one_was_lost() -> None:
+    failures = {
+        0: raised(TrialError("RuntimeError: Connection closed by peer")),
+        1: raised(TrialError("OSError: no x")),
+    }
+    assert cause_of(WorkerGroupError("", failures)).reason == "OSError: no x"
+
+
 def test_workers_that_hang_and_a_lost_controller_are_no_fault_of_the_trial() -> None:
     hanging = WorkerHealthCheckTimeoutError("no answer for 600 s")
     assert cause_of(WorkerGroupError("", {0: hanging})).outcome == Outcome.CRASHED

@@ -1,4 +1,7 @@
-"""Real searches to which real things happen: processes are killed, files damaged, limits reached."""
+"""Real searches to which real things happen: processes are killed, files damaged, limits reached.
+
+Each takes about a minute. Those that are not marked ``full`` run every time.
+"""
 
 import contextlib
 import json
@@ -60,7 +63,8 @@ def check_whole(search: Search, statuses: Mapping[int, str]) -> None:
         assert run.info.status == final[status]
         assert run.info.run_id == trials[number]["run_id"]
         points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "eval_pq")]
-        assert dict(points) == results(search, number)
+        assert dict(points).items() >= results(search, number).items()  # steps that were lost stay in MLflow
+        assert status != "completed" or dict(points) == results(search, number)
         assert len(points) == len(dict(points)), "a step was counted twice"
     told = [(e["number"], e["step"]) for e in search.events if e["event"] == "result"]
     assert len(told) == len(set(told))
@@ -78,7 +82,7 @@ LONG = {"max_steps": 40, "eval_steps": 4}
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(make: Callable[..., Search]) -> None:
     search = make(num_samples=2, max_concurrent=1, arguments=LONG)
     process = search.start("--config", "small.yaml")
-    kill_worker(search, process, after=lambda: 8 in results(search, 0))
+    kill_worker(search, process, after=lambda: 12 in results(search, 0))
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     check_whole(search, {0: "completed", 1: "completed"})
@@ -90,10 +94,11 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(make: Callab
     assert not list(search.trial_folder(0).glob("checkpoint-*")), "checkpoints of ended trials are dropped"
 
 
+@pytest.mark.full
 def test_a_trial_whose_workers_are_killed_too_often_has_failed(make: Callable[..., Search]) -> None:
     search = make(num_samples=2, max_concurrent=1, arguments=LONG)
     process = search.start("--config", "small.yaml", "--max-failures", "1")
-    kill_worker(search, process, after=lambda: 4 in results(search, 0))
+    kill_worker(search, process, after=lambda: 8 in results(search, 0))
     kill_worker(search, process, after=lambda: "resumed" in search.trial_events(0) and search.workers())
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
@@ -126,7 +131,7 @@ def test_a_search_that_is_killed_at_any_moment_goes_on(make: Callable[..., Searc
     assert proposed == list(range(6))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_an_interrupted_search_checkpoints_and_goes_on(make: Callable[..., Search], number: signal.Signals) -> None:
     search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
     process = search.start("--config", "small.yaml")
@@ -146,6 +151,7 @@ def test_an_interrupted_search_checkpoints_and_goes_on(make: Callable[..., Searc
     assert all("resumed" in search.trial_events(trial) for trial in stopped)
 
 
+@pytest.mark.full
 def test_a_second_interrupt_ends_at_once(make: Callable[..., Search]) -> None:
     search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
     process = search.start("--config", "small.yaml")
@@ -186,6 +192,7 @@ def test_a_trial_that_runs_out_of_memory_climbs_down_and_later_ones_start_there(
     assert changes["changed.gradient_accumulation_steps"] == "1 -> 4"
 
 
+@pytest.mark.full
 def test_a_trial_that_fits_nowhere_has_failed_and_the_search_goes_on(make: Callable[..., Search]) -> None:
     search = make(num_samples=1, arguments={"per_device_train_batch_size": 1})
     search.environment = out_of_memory(micro_batch=1, from_step=1)
@@ -196,6 +203,7 @@ def test_a_trial_that_fits_nowhere_has_failed_and_the_search_goes_on(make: Calla
     assert search.left_after() == []
 
 
+@pytest.mark.full
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(make: Callable[..., Search]) -> None:
     search = make(num_samples=1, arguments=LONG)
     process = search.start("--config", "small.yaml")
@@ -234,6 +242,7 @@ def test_an_interrupted_trial_has_the_values_of_one_that_was_not(make: Callable[
         assert resumed[name] == whole[name], name
 
 
+@pytest.mark.full
 def test_a_time_budget_ends_the_search_in_order(make: Callable[..., Search]) -> None:
     search = make(num_samples=2, arguments={"max_steps": 4000, "eval_steps": 2000})
     since = time.monotonic()
@@ -261,6 +270,7 @@ def test_two_searches_at_once_do_not_disturb_each_other(make: Callable[..., Sear
     assert search.left_after() == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_bad_image_is_named_or_left_out_and_counted(make: Callable[..., Search], skip: bool) -> None:
     search = make(num_samples=1, arguments={"skip_bad_images": skip})

@@ -12,6 +12,7 @@ from psalm.data.builtin import ensure_builtin
 from psalm.doctor.files import check_checkpoint, check_deepspeed, check_files, check_output
 from psalm.doctor.findings import Status
 from psalm.train.arguments import SettingError, check_inputs
+from psalm.train.checkpoint_files import write_manifest
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -77,8 +78,15 @@ def test_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
     assert finding.text.startswith("resume_from_checkpoint must be a checkpoint's folder, but ")
     (checkpoint / "trainer_state.json").write_text('{"global_step": 7}')
     (checkpoint / "optimizer.pt").write_text("")
+    write_manifest(checkpoint, ["trainer_state.json", "optimizer.pt"])
     (finding,) = check_checkpoint(str(checkpoint), run)
     assert (finding.status, finding.text) == (Status.OK, f"goes on after step 7 of {checkpoint}")
+    (finding,) = check_checkpoint("True", run)
+    assert (finding.status, finding.text) == (Status.OK, f"goes on from {checkpoint}")
+    (checkpoint / "optimizer.pt").write_text("damaged")
+    rejected, finding = check_checkpoint("True", run)
+    assert "optimizer.pt" in rejected.text
+    assert (finding.status, finding.text) == (Status.OK, "starts anew: there is no checkpoint")
     (finding,) = check_checkpoint(str(checkpoint), run | {"output_dir": str(tmp_path / "other")})
     assert finding.status is Status.PROBLEM
     assert "only the run's own is trusted" in finding.text
