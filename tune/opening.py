@@ -8,6 +8,7 @@ from typing import Any
 
 from psalm.train.records import RunRecords, read_records
 from tune.config import SearchConfig, check_data, load_config
+from tune.connection import public_uri
 from tune.errors import SearchError
 from tune.ledger import Ledger
 from tune.limits import Limits
@@ -56,7 +57,8 @@ def _begin(options: Options, machine: Node) -> Opened:
     config = load_config(options.config, **asked)
     limits = _check(config, options, machine)
     folder = new_folder(options.output_dir, config.name)
-    tracker = Tracker(options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}", folder, config.name)
+    uri = options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}"
+    tracker = Tracker(uri, folder, config.name)
     try:
         tracker.check()
         storage = _storage(options.storage_path, folder, options.checkpoint_budget, new=True)
@@ -66,26 +68,31 @@ def _begin(options: Options, machine: Node) -> Opened:
         raise
     shutil.copyfile(options.config, folder / CONFIG_COPY)
     records = RunRecords(folder)
-    config_folder = str(options.config.absolute().parent)
-    records.settings(asked | {"config_folder": config_folder, "storage_path": options.storage_path})
+    asked |= {
+        "config_folder": str(options.config.absolute().parent),
+        "storage_path": options.storage_path,
+        "tracking_uri": public_uri(tracker.uri),
+    }
+    records.settings(asked)
     return Opened(config, folder, records, tracker, storage, limits)
 
 
 def _resume(options: Options, folder: Path, machine: Node) -> Opened:
-    ledger = Ledger.load(folder)
     asked = _asked(folder)
-    if ledger is None or asked is None:
+    if asked is None:
         raise SearchError(f"--resume {folder}: not the folder of a search; give one, for example runs/tiny")
     records = RunRecords(folder)
     given = {"num_samples": options.num_samples, "max_concurrent": options.max_concurrent}
     asked |= {name: value for name, value in given.items() if value is not None}
     try:
-        storage_path = asked.pop("storage_path")
+        storage_path, tracking_uri = asked.pop("storage_path"), asked.pop("tracking_uri")
         config = load_config(folder / CONFIG_COPY, base=Path(asked.pop("config_folder")), **asked)
         limits = _check(config, options, machine)
-        if options.tracking_uri is None and ":***@" in ledger.uri:
-            raise SearchError(f"--resume {folder}: the password of {ledger.uri} is not kept; give --tracking-uri")
-        tracker = Tracker(options.tracking_uri or ledger.uri, folder, config.name)
+        ledger = Ledger.load(folder)  # none, if the search was killed at its very start
+        known = tracking_uri if ledger is None else ledger.uri
+        if options.tracking_uri is None and ":***@" in known:
+            raise SearchError(f"--resume {folder}: the password of {known} is not kept; give --tracking-uri")
+        tracker = Tracker(options.tracking_uri or known, folder, config.name)
         tracker.check()
         storage = _storage(storage_path, folder, options.checkpoint_budget, new=False)
         _check_room(config, options, folder, machine)

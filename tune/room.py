@@ -1,7 +1,7 @@
 """How much room a search's checkpoints need, found out before it starts."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from psalm.train.disk import GB, MARGIN, SMALL_FILES, Budget, weights_bytes
 from psalm.train.inputs import shapes_of
 from tune.config import SearchConfig
 from tune.errors import SearchError
+from tune.parameters import Value
+from tune.space import SearchSpace
 
 OPTIMIZER_BYTES = 12
 """Of a trained number: AdamW's two moments and, with DeepSpeed, the weight that it updates, in float32."""
@@ -74,7 +76,7 @@ def room_for(config: SearchConfig, trials: int, keep_best: int) -> Room:
         trials: how many run at a time.
         keep_best: how many final models are kept.
     """
-    sizes = [_sizes(settings) for settings in _largest(config)]
+    sizes = [_sizes(with_defaults(config.dependents.complete(config.arguments, s))) for s in _largest(config.space)]
     saved, kept = (with_defaults(config.arguments)[name] for name in ("save_strategy", "save_final_model"))
     return Room(
         trials=trials,
@@ -84,22 +86,18 @@ def room_for(config: SearchConfig, trials: int, keep_best: int) -> Room:
     )
 
 
-def _largest(config: SearchConfig) -> list[dict[str, Any]]:
-    """Among them should be the largest model: every argument at its largest value, or any where values have no order.
-
-    The other arguments are at one of their values each.
-    """
-    examples = [with_defaults(settings) for settings in config.examples()]
-    chosen = []
-    for settings in examples:
-        varying = [name for name, value in settings.items() if value != examples[0][name]]
-        if all(settings[name] == _maximum([each[name] for each in examples], settings[name]) for name in varying):
-            chosen.append(settings)
-    return chosen
-
-
-def _maximum(values: list[Any], otherwise: Any) -> Any:
-    return max(values) if all(isinstance(value, int | float) for value in values) else otherwise
+def _largest(space: SearchSpace) -> Iterator[dict[str, Value]]:
+    """Settings of which one has the largest model: every number at its largest, and every word tried with them."""
+    examples = list(space.examples())
+    values = {name: [each[name] for each in examples] for name in space.names}
+    corner = {name: max(of) if all(isinstance(v, int | float) for v in of) else of[0] for name, of in values.items()}
+    for group in space.linked:
+        corner |= dict(zip(group.names, max(group.valid), strict=True))
+    yield corner
+    for name, of in values.items():
+        yield from (
+            corner | {name: word} for word in dict.fromkeys(of) if isinstance(word, str) and word != corner[name]
+        )
 
 
 def _sizes(settings: Mapping[str, Any]) -> tuple[int, int]:

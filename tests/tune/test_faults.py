@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -193,6 +194,20 @@ def test_a_trial_that_runs_out_of_memory_climbs_down_and_later_ones_start_there(
 
 
 @pytest.mark.full
+def test_a_trial_that_takes_the_hosts_memory_climbs_down_too(make: Callable[..., Search]) -> None:
+    """Ray's memory monitor kills it before the machine is out of memory."""
+    search = make(num_samples=1, max_concurrent=1, arguments={"max_steps": 8, "eval_steps": 4})
+    memory = psutil.virtual_memory()
+    search.environment = out_of_memory(micro_batch=99, from_step=6, hog_mb=6000) | {
+        "RAY_memory_usage_threshold": str((memory.total - memory.available + 7 * 2**30) / memory.total)
+    }
+    code, output = search.run("--config", "small.yaml")
+    assert code == 0, output
+    check_whole(search, {0: "completed"})
+    assert [(e["outcome"]) for e in search.events if e["event"] == "ended"] == ["out_of_memory", "completed"]
+
+
+@pytest.mark.full
 def test_a_trial_that_fits_nowhere_has_failed_and_the_search_goes_on(make: Callable[..., Search]) -> None:
     search = make(num_samples=1, arguments={"per_device_train_batch_size": 1})
     search.environment = out_of_memory(micro_batch=1, from_step=1)
@@ -330,3 +345,25 @@ def test_training_does_not_wait_for_an_mlflow_that_is_away(make: Callable[..., S
         points = client.get_metric_history(search.runs()[str(number)].info.run_id, "eval_pq")
         assert {p.step: p.value for p in points} == results(search, number)
     assert search.left_after() == []
+
+
+@pytest.mark.full
+def test_what_an_ended_trial_held_is_free_within_seconds(make: Callable[..., Search]) -> None:
+    """One of two trials ends long before the other, and there is none that could take its place."""
+    samples = "per_device_train_batch_size"
+    search = make(
+        num_samples=2,
+        max_concurrent=2,
+        space={"mm_n_points": {"choice": [2, 4]}, samples: {"choice": [1, 16]}},
+        baselines=[{"mm_n_points": 2, samples: 16}, {"mm_n_points": 2, samples: 1}],
+        arguments={"max_steps": 120, "eval_steps": 60, samples: None},
+    )
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: any(event["event"] == "ended" for event in search.events), process)
+    (ended,) = (event for event in search.events if event["event"] == "ended")
+    wait_for(lambda: len(search.workers()) == 1, process)
+    seconds = time.time() - ended["time"]
+    assert seconds < 5
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert [event["number"] for event in search.events if event["event"] == "ended"] == [1, 0]

@@ -2,7 +2,8 @@
 
 ``PSALM_TEST_OOM`` holds as JSON what does not fit: {"micro_batch": 2, "from_step": 3} raises
 ``torch.OutOfMemoryError`` in every step from that one on that is taken without gradient checkpointing, or with a
-micro-batch of at least that size.
+micro-batch of at least that size. With {"hog_mb": 4000} besides, the step takes so much of the host's memory instead,
+a little at a time.
 """
 
 import importlib.abc
@@ -10,6 +11,7 @@ import importlib.machinery
 import json
 import os
 import sys
+import time
 from types import ModuleType
 from typing import Any
 
@@ -42,10 +44,21 @@ def limit_memory(trainer: Any, limits: dict[str, Any]) -> None:
         due = model.training and self.state.global_step + 1 >= limits["from_step"]
         large = self.args.per_device_train_batch_size >= limits["micro_batch"]
         if due and (large or not self.args.gradient_checkpointing):
+            if "hog_mb" in limits:
+                hog(limits["hog_mb"])
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB (injected by a test)")
         return compute(self, model, inputs, *args, **kwargs)
 
     trainer.compute_loss = compute_or_fail
+
+
+def hog(megabytes: int) -> None:
+    """Takes memory, and waits for who may want it back."""
+    held = []
+    for _ in range(megabytes // 100):
+        held.append(b"x" * 100 * 2**20)
+        time.sleep(0.05)
+    time.sleep(60)
 
 
 if "PSALM_TEST_OOM" in os.environ:

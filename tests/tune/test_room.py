@@ -1,0 +1,65 @@
+"""Room for checkpoints is found out before a search starts, and is enough for what is then saved."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from psalm.model.checkpoints import build_model
+from psalm.train.disk import GB, SMALL_FILES
+from tune.config import SearchConfig, load_config
+from tune.errors import SearchError
+from tune.options import DEFAULT_CONFIG
+from tune.room import OPTIMIZER_BYTES, Room, room_for
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SearchConfig:
+    return load_config(DEFAULT_CONFIG)
+
+
+def test_the_largest_trial_counts(tiny: SearchConfig) -> None:
+    """Of a real model: every weight in four bytes, and the optimizer's state of what is trained."""
+    largest = {"mm_hidden_dim": 128, "mm_n_heads": 8, "mm_n_points": 8}
+    model, _ = build_model("builtin", "builtin", "large", mm_projector_type="deformable", **largest)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(p.numel() for n, p in model.named_parameters() if "vision_tower" not in n)
+    room = room_for(tiny, trials=2, keep_best=3)
+    assert weights < room.model - SMALL_FILES < 1.1 * weights + 2**20
+    assert room.checkpoint - room.model == pytest.approx(OPTIMIZER_BYTES * trained, rel=1e-3)
+    assert (room.trials, room.models) == (2, 3)
+    assert room.needed == 4 * room.checkpoint + 3 * room.model
+
+
+def test_what_is_not_saved_needs_no_room(tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    content["arguments"] |= {"save_strategy": "no", "save_final_model": False}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(content))
+    assert room_for(load_config(tmp_path / "search.yaml"), trials=2, keep_best=3).needed == 0
+
+
+def test_a_budget_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    room = Room(trials=2, checkpoint=GB, models=1, model=GB // 2)
+    room.check(tmp_path, 4.5)
+    with pytest.raises(SearchError, match=r"--checkpoint-budget 4: the search needs about 4.5 GB .*2 trials at a time"):
+        room.check(tmp_path, 4)
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the search's own trials have there already may be used again."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9 * GB, 5 * GB, 4 * GB))
+    room = Room(trials=2, checkpoint=GB, models=0, model=GB)
+    with pytest.raises(
+        SearchError, match=r"needs about 4 GB .*has 3.9 GB free; free some, give another --storage-path"
+    ):
+        room.check(tmp_path, None)
+    kept = tmp_path / "trials" / "0000" / "checkpoint-5"
+    kept.mkdir(parents=True)
+    with (kept / "model.safetensors").open("wb") as file:
+        file.truncate(GB // 2)  # a sparse file
+    room.check(tmp_path, None)
