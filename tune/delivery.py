@@ -24,7 +24,8 @@ class Delivery:
     The tag ``delivered_records`` counts what has arrived; it is written after what it counts, so a delivery that was
     cut short is repeated from there. Repeating adds nothing: a metric goes with the time of its record, and stores keep
     one row per (name, step, time, value); artifacts and tags are replaced; parameters, which MLflow never changes, are
-    only added - where a resumed run has other settings, the tag ``changed.<name>`` says so.
+    only added - where a resumed run has other settings, the tag ``changed.<name>`` says so, and the settings' file has
+    them.
 
     A resumed run goes over some steps again. Points cannot be taken back from MLflow: the first one of a step stands.
     """
@@ -109,8 +110,7 @@ class Delivery:
         return [Metric(name, value, when, step) for name, value in new.items()]
 
     def _add_settings(self, values: Mapping[str, Any]) -> None:
-        if not self._params:
-            self._settings = dict(values)
+        self._settings = dict(values)
         for name, value in values.items():
             text = as_text(value, PARAM_LENGTH)
             known = self._params.setdefault(name, text)

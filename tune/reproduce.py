@@ -116,7 +116,7 @@ def read_record(client: MlflowClient, run_id: str) -> Record:
     contradictions = inconsistencies(run.data.metrics, history) + [
         f"{name}: the record shows {params[name]!r}, but its {SETTINGS_FILE} has {value!r}"
         for name, value in settings.items()
-        if name in params and params[name] != as_text(value, PARAM_LENGTH)
+        if name in params and params[name] != as_text(value, PARAM_LENGTH) and f"changed.{name}" not in tags
     ]
     ended = run.info.end_time
     return Record(

@@ -334,6 +334,8 @@ def test_a_resumed_run_adds_only_what_is_new(uri: str, folder: Path, name: str) 
     assert history(uri, run)["loss"] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 4 / 3)]
     assert run.data.params == {"batch": "4", "seed": "0", "accumulation": "2"}
     assert run.data.tags["changed.batch"] == "4 -> 2"
+    settings = MlflowClient(uri).download_artifacts(run.info.run_id, "settings.json", str(folder))
+    assert json.loads(Path(settings).read_text()) == {"batch": 2, "seed": 0, "accumulation": 2}
     assert run.data.tags["resumed_after_step"] == "1"
 
 
