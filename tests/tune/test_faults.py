@@ -134,7 +134,7 @@ def test_a_search_that_is_killed_at_any_moment_goes_on(make: Callable[..., Searc
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_an_interrupted_search_checkpoints_and_goes_on(make: Callable[..., Search], number: signal.Signals) -> None:
-    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
+    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 160, "eval_steps": 80})
     process = search.start("--config", "small.yaml")
     wait_for(lambda: any(r["kind"] == "metrics" for r in read_records(search.trial_folder(0))), process)
     process.send_signal(number)
@@ -154,7 +154,7 @@ def test_an_interrupted_search_checkpoints_and_goes_on(make: Callable[..., Searc
 
 @pytest.mark.full
 def test_a_second_interrupt_ends_at_once(make: Callable[..., Search]) -> None:
-    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 400, "eval_steps": 200})
+    search = make(num_samples=2, max_concurrent=2, arguments={"max_steps": 160, "eval_steps": 80})
     process = search.start("--config", "small.yaml")
     wait_for(lambda: any(r["kind"] == "metrics" for r in read_records(search.trial_folder(0))), process)
     process.send_signal(signal.SIGINT)
