@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +68,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [item for item in items if item not in empty]
+
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher() -> Iterator[None]:
+    """A run with DeepSpeed in this process describes its group in the environment; programs that tests start
+    are others."""
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
+    yield
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

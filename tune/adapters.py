@@ -11,10 +11,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tune.board import STEP, Outcome
 from tune.conductor import Conductor
 from tune.failures import failure_of, write_error
-from tune.state import Outcome
-from tune.study import STEP
 
 
 class _Unpickled:

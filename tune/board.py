@@ -11,6 +11,9 @@ from typing import Any
 from tune.dependents import Dependents
 from tune.parameters import Value
 
+STEP = "global_step"
+"""The time axis of a search: the name under which every result carries its global training step."""
+
 
 class Status(StrEnum):
     """How a trial stands; ``waiting`` is to run, for the first time or again; ``pruned`` is stopped early."""
@@ -20,6 +23,21 @@ class Status(StrEnum):
     COMPLETED = "completed"
     PRUNED = "pruned"
     FAILED = "failed"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended.
+
+    ``completed``: as it should, at its full length or where the search stopped it. ``crashed``: its processes died
+    (killed, or their node was lost), which is not the trial's fault, up to a number of times. ``interrupted``: the
+    search ended first.
+    """
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERRUPTED = "interrupted"
 
 
 UNFINISHED = (Status.WAITING, Status.RUNNING)

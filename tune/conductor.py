@@ -9,7 +9,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from psalm.train.records import read_records
-from tune.board import Status, TrialRow
+from tune.board import Outcome, Status, TrialRow
 from tune.cluster import Interrupted
 from tune.costs import costs
 from tune.failures import one_line
@@ -17,7 +17,7 @@ from tune.keeping import Keeper
 from tune.limits import Limits
 from tune.progress import Progress
 from tune.results import summary, write_summary
-from tune.state import Job, Outcome, SearchState
+from tune.state import Job, SearchState
 from tune.tracking import Tracker
 from tune.trial import TrialPlan
 

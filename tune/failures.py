@@ -11,7 +11,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from psalm.train.fields import SettingError
-from tune.state import Outcome
+from tune.board import Outcome
 
 ERROR_FILE = "error.txt"
 """In the folder of a trial that failed: the whole traceback."""

@@ -64,6 +64,8 @@ def _begin(options: Options, machine: Node) -> Opened:
         storage = _storage(options.storage_path, folder, options.checkpoint_budget, new=True)
         _check_room(config, options, folder, machine)
     except BaseException:
+        if (folder / "trials").is_symlink():
+            (folder / "trials").resolve().rmdir()
         shutil.rmtree(folder)
         raise
     shutil.copyfile(options.config, folder / CONFIG_COPY)

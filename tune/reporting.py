@@ -9,9 +9,8 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tune.board import STEP, Outcome
 from tune.failures import MetricError
-from tune.state import Outcome
-from tune.study import STEP
 
 
 class SearchCallback(TrainerCallback):

@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tune.state import SearchState
     from tune.trial import TrialPlan, trial_name
 
-    state = SearchState(config, opened.records, num_samples=config.num_samples, max_failures=options.max_failures)
     plan = TrialPlan(
         folder,
         config.arguments,
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     exit_code = 0
     try:
+        state = SearchState(config, opened.records, num_samples=config.num_samples, max_failures=options.max_failures)
         with (
             concluded(state, opened.tracker, plan) as run,
             Progress(state.board, console) as progress,

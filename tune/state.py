@@ -23,33 +23,17 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from psalm.train.arguments import with_defaults
 from psalm.train.records import Record, RunRecords, read_records
-from tune.board import Board, Status, TrialRow, trial_folder
+from tune.board import Board, Outcome, Status, TrialRow, trial_folder
 from tune.config import SearchConfig
 from tune.errors import SearchError
 from tune.ladder import at_least_as_large, climb, height
 from tune.parameters import Value
 from tune.schedulers import create_stopping_rule
 from tune.study import propose
-
-
-class Outcome(StrEnum):
-    """How an attempt ended.
-
-    ``completed``: as it should, at its full length or where the search stopped it. ``crashed``: its processes died
-    (killed, or their node was lost), which is not the trial's fault, up to a number of times. ``interrupted``: the
-    search ended first.
-    """
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CRASHED = "crashed"
-    OUT_OF_MEMORY = "out_of_memory"
-    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,6 @@ from tune.config import SearchConfig
 from tune.parameters import Value
 from tune.space import SearchSpace
 
-STEP = "global_step"
-"""The time axis of a search: the name under which every result carries its global training step."""
-
 _STATES = {
     Status.WAITING: TrialState.RUNNING,  # has its settings, and will have its values
     Status.RUNNING: TrialState.RUNNING,

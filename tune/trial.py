@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig
@@ -13,7 +13,9 @@ from ray.tune.experiment import Trial
 from tune.board import trial_folder
 from tune.dependents import Dependents
 from tune.resources import TrialResources
-from tune.storage import TrialStorage
+
+if TYPE_CHECKING:
+    from tune.storage import TrialStorage  # the storage's own imports take seconds
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TrialPlan:
     resources: TrialResources
     metric: str
     dependents: Dependents = field(default_factory=Dependents)
-    storage: TrialStorage | None = None  # where workers and driver share no file system
+    storage: "TrialStorage | None" = None  # where workers and driver share no file system
     checkpoint_budget: float | None = None  # GB that all trials share
 
     def trial_folder(self, number: int) -> Path:

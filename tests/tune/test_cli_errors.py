@@ -219,6 +219,8 @@ def test_a_storage_that_cannot_be_used_is_refused_and_nothing_is_left(
     (here / "file").touch()
     assert f"--storage-path {here / 'file'}" in refused(capsys, "--storage-path", str(here / "file"))
     assert list((here / "runs").glob("tiny*")) == []
+    refused(capsys, "--storage-path", str(here / "shared"), "--checkpoint-budget", "0.001")
+    assert list((here / "runs").glob("tiny*")) == list((here / "shared" / "tiny").iterdir()) == []
 
 
 def test_room_for_checkpoints_is_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from psalm.train.fields import SettingError
+from tune.board import Outcome
 from tune.failures import (
     ERROR_FILE,
     REASON_LENGTH,
@@ -27,7 +28,6 @@ from tune.failures import (
     picklable_errors,
     write_error,
 )
-from tune.state import Outcome
 
 
 class DemandingError(RuntimeError):

@@ -367,3 +367,35 @@ def test_what_an_ended_trial_held_is_free_within_seconds(make: Callable[..., Sea
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert [event["number"] for event in search.events if event["event"] == "ended"] == [1, 0]
+
+
+@pytest.mark.full
+def test_a_search_whose_ray_is_lost_goes_on(make: Callable[..., Search]) -> None:
+    search = make(num_samples=2, max_concurrent=2, arguments=LONG)
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: 8 in results(search, 0), process)
+    (head,) = (each for each in search.processes() if each.name() == "gcs_server")
+    head.kill()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert search.left_after() == []
+    code, output = search.run("--resume", "runs/small")
+    assert code == 0, output
+    check_whole(search, {0: "completed", 1: "completed"})
+
+
+@pytest.mark.full
+def test_trials_in_a_storage_go_on_from_it(make: Callable[..., Search]) -> None:
+    """Workers and driver meet at a URI alone: records and pictures come from there, and checkpoints go back to it."""
+    search = make(num_samples=2, max_concurrent=1, arguments=LONG | {"save_final_model": True})
+    storage = search.home / "bucket"
+    process = search.start("--config", "small.yaml", "--storage-path", storage.as_uri(), "--keep-best", "1")
+    kill_worker(search, process, after=lambda: 8 in results(search, 0))
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    check_whole(search, {0: "completed", 1: "completed"})
+    assert "resumed" in search.trial_events(0)
+    assert (search.trial_folder(0) / "artifacts" / "curves.png").is_file()
+    assert not list(search.folder.rglob("*.safetensors")), "weights stay in the storage"
+    kept = sorted(path.parent.relative_to(storage).as_posix() for path in storage.rglob("model.safetensors"))
+    assert kept in (["small/trials/0000/model"], ["small/trials/0001/model"])

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from psalm.train.records import RunRecords
+from tune.board import Outcome
 from tune.config import load_config
 from tune.errors import SearchError
 from tune.limits import HOUR, Limits, duration, parse_duration
 from tune.options import DEFAULT_CONFIG
 from tune.resources import TrialResources
-from tune.state import Outcome, SearchState
+from tune.state import SearchState
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from transformers import TrainerControl
 
 from tune import reporting
+from tune.board import Outcome
 from tune.failures import MetricError
 from tune.reporting import SearchCallback
-from tune.state import Outcome
 
 
 class Answers:

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from psalm.train.records import FILE_NAME, RunRecords, read_records
-from tune.board import Status, trial_folder
+from tune.board import Outcome, Status, trial_folder
 from tune.config import SchedulerConfig, SearchConfig, load_config
 from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
 from tune.parameters import Real
 from tune.schedulers import create_stopping_rule
 from tune.space import SearchSpace
-from tune.state import Job, Outcome, SearchState
+from tune.state import Job, SearchState
 from tune.study import propose
 
 FULL = 150
