@@ -238,6 +238,7 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(make: Callable
     assert list(results(search, 0)) == list(range(4, 41, 4))
 
 
+@pytest.mark.full
 def test_an_interrupted_trial_has_the_values_of_one_that_was_not(make: Callable[..., Search]) -> None:
     baseline = {"learning_rate": 1e-3, "mm_n_points": 2}
     search = make(num_samples=1, baselines=[baseline], arguments=LONG)
@@ -268,6 +269,7 @@ def test_a_time_budget_ends_the_search_in_order(make: Callable[..., Search]) -> 
     check_whole(search, {0: "waiting", 1: "waiting"})
 
 
+@pytest.mark.full
 def test_two_searches_at_once_do_not_disturb_each_other(make: Callable[..., Search]) -> None:
     """They have the same output folder, MLflow store and name; and nobody else may go on with one that runs."""
     search = make(num_samples=1, arguments=LONG)
