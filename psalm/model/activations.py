@@ -173,14 +173,18 @@ def _from_meta(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class _FirstQueries(HungarianMatcher):
-    """Assigns mask n of an image to query n; the costs are computed and thrown away."""
+    """Assigns mask n of an image to query n, as far as there are queries; the costs are computed and thrown away."""
 
     @torch.no_grad()
     def __call__(self, predictions: Sequence[Prediction], targets: Targets, points: PointSource) -> list[Assignment]:
         counts = targets.counts
-        image_of_mask = torch.tensor([image for image, count in enumerate(counts) for _ in range(count)])
+        masks = [(image, number) for image, count in enumerate(counts) for number in range(count)]
+        image_of_mask = torch.tensor([image for image, _ in masks])
+        assignments = []
         for layer, prediction in enumerate(predictions):
             drawn = points("matching", layer, [1] * len(counts), self.num_points)
             self._cost(prediction, targets, image_of_mask, drawn)
-        numbers = torch.cat([torch.arange(count) for count in counts])
-        return [Assignment(image_of_mask, numbers, numbers, torch.arange(sum(counts))) for _ in predictions]
+            queries = prediction.masks.shape[1]
+            pairs = [(image, number, number, mask) for mask, (image, number) in enumerate(masks) if number < queries]
+            assignments.append(Assignment(*torch.tensor(pairs).T))
+        return assignments

@@ -290,16 +290,19 @@ def test_two_searches_at_once_do_not_disturb_each_other(make: Callable[..., Sear
 @pytest.mark.full
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_bad_image_is_named_or_left_out_and_counted(make: Callable[..., Search], skip: bool) -> None:
-    search = make(num_samples=1, arguments={"skip_bad_images": skip})
+    """It goes bad while a trial reads it: what is bad before is found out before the start."""
+    search = make(num_samples=1, arguments=LONG | {"skip_bad_images": skip})
+    process = search.start("--config", "small.yaml")
+    wait_for(lambda: 8 in results(search, 0), process)
     image = sorted((search.home / "data").rglob("train*/*.jpg"))[0]
     image.write_bytes(image.read_bytes()[:200])
-    code, output = search.run("--config", "small.yaml")
+    output, _ = process.communicate(timeout=PATIENCE)
     if skip:
-        assert code == 0, output
+        assert process.returncode == 0, output
         (completed,) = (r for r in read_records(search.trial_folder(0)) if r.get("event") == "completed")
         assert [Path(name).name for name in completed["bad_images"]] == [image.name]
     else:
-        assert code == 1, output
+        assert process.returncode == 1, output
         assert image.name in search.content["trials"][0]["reason"]
     assert search.left_after() == []
 

@@ -1,5 +1,6 @@
 """What is counted on fake tensors against the same step on real ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,12 @@ def test_fake_tensors_take_what_real_ones_take(
         config, SIZES, projectors_only=projectors_only, gradient_checkpointing=gradient_checkpointing
     )
     assert fake == pytest.approx(real, rel=0.001)  # matching alone is not the same
+
+
+def test_a_crowded_image_has_more_masks_than_queries(tiny_tower: dict[str, Any]) -> None:
+    config = tiny(tiny_tower)
+    few, many = (step_activations(config, replace(SIZES, masks=masks)) for masks in (4, config.num_queries + 5))
+    assert many > few
 
 
 def test_sizes_are_those_of_a_batch() -> None:
