@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 IDLE_SECONDS = 3.0
 """Workers that have had no job for so long end, whoever forgot them: others may want their CPUs and GPUs."""
@@ -110,4 +112,8 @@ class _Desk:
         await self._interrupted.wait()
 
 
-Desk = ray.remote(num_cpus=0)(_Desk)
+def open_desk() -> ActorHandle[Any]:
+    """A search's desk, on its driver's own node: the loss of any other node leaves it be."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk: ActorHandle[Any] = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote()
+    return desk

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tune.adapters import Decisions, Ends, Jobs
     from tune.cluster import Interrupted, ray_session
     from tune.conductor import Conductor, Overdue, concluded
-    from tune.desk import Desk
+    from tune.desk import open_desk
     from tune.keeping import Keeper
     from tune.lane import Lane
     from tune.state import SearchState
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             run.at_once = config.resources.concurrency(session.nodes, config.max_concurrent)
             progress.note(f"Ray is up; {run.at_once} at a time")
-            desk = Desk.remote()
+            desk = open_desk()
             conductor = Conductor(
                 state,
                 plan,
