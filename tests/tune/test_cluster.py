@@ -96,10 +96,10 @@ def test_trials_spread_and_those_of_a_lost_node_move(cluster: Cluster, make: Cal
     def both_run() -> bool:
         assert process.poll() is None, process.communicate()[0]
         return all(
-            any(r["kind"] == "metrics" and r["step"] >= 8 for r in read_records(search.trial_folder(n))) for n in (0, 1)
+            any(r["kind"] == "metrics" and r["step"] > 8 for r in read_records(search.trial_folder(n))) for n in (0, 1)
         )
 
-    wait_until(both_run)
+    wait_until(both_run)  # checkpoints of step 8 are there
     assert len(hosts()) == 2
     cluster.ask("remove")
     output, _ = process.communicate(timeout=600)
