@@ -17,9 +17,10 @@ from tune.parameters import Parameter, Value, parse_parameter
 from tune.reading import Section, as_number, read_assignments, read_yaml
 from tune.resources import TrialResources, read_resources
 from tune.space import SearchSpace
+from tune.steps import first_evaluation_after_warmup
 
 SAMPLERS = ("tpe", "random")
-SCHEDULERS = ("asha", "none")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 OWNED = {
     "output_dir": "every trial has its own folder below the search's",
@@ -46,11 +47,24 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Who stops trials early: ``asha`` (arXiv 1810.05934) or ``none``. Steps are global training steps."""
+    """Who stops trials early, and how. Steps are global training steps.
+
+    ========= ================================================================================================
+    asha      Li et al. 2018, arXiv 1810.05934: at each rung the best third goes on. The default: most compute saved;
+              right where early values tell the final ranking (``tune.simulate`` prints their correlation)
+    hyperband Li et al. 2017, arXiv 1603.06560, asynchronously: some trials skip the early rungs, some all of them.
+              Where it is not known whether early values can be trusted: dearer than ASHA, never far off
+    median    Golovin et al. 2017 (Vizier): stops what is worse than half of the others. Cautious; for curves that
+              cross, or few trials
+    none      every trial runs to its end: to record curves, or where a trial is cheap
+    ========= ================================================================================================
+    """
 
     name: str = "asha"
     grace_period: int = 1
+    """Nobody is stopped before this step. A file that does not say it means the first evaluation after the warm-up."""
     reduction_factor: float = 3.0
+    """Of ``asha`` and ``hyperband``: one in so many goes on after a rung, and rungs are so many times apart."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ def load_config(
         max_concurrent=file_concurrent if max_concurrent is None else max_concurrent,
         seed=seed,
         sampler=_sampler(file.section("sampler")),
-        scheduler=_scheduler(file.section("scheduler")),
+        scheduler=_scheduler(file.section("scheduler"), arguments, dependents, space),
         resources=_resources(file.section("resources"), resources),
         space=space,
         dependents=dependents,
@@ -284,10 +298,14 @@ def _sampler(section: Section) -> SamplerConfig:
     return config
 
 
-def _scheduler(section: Section) -> SchedulerConfig:
+def _scheduler(
+    section: Section, arguments: Mapping[str, Any], dependents: Dependents, space: SearchSpace
+) -> SchedulerConfig:
+    examples = (with_defaults(dependents.complete(arguments, setting)) for setting in space.examples())
+    grace_period = max(first_evaluation_after_warmup(settings) for settings in examples)
     config = SchedulerConfig(
         name=section.choice("name", SCHEDULERS, SchedulerConfig.name),
-        grace_period=section.whole("grace_period", SchedulerConfig.grace_period, low=1),
+        grace_period=section.whole("grace_period", grace_period, low=1),
         reduction_factor=section.number(
             "reduction_factor", SchedulerConfig.reduction_factor, lambda factor: factor > 1, "a number above 1"
         ),
