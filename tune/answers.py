@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from tune.curve_file import Curve, Curves
+from tune.ranks import spearman
 from tune.simulation import Simulated
 
 RESAMPLES = 2000
@@ -145,17 +145,11 @@ def correlations(curves: Curves) -> list[Correlation]:
     return [
         Correlation(
             step,
-            _spearman([run.values[step] for run, _ in pairs], [run.final for run, _ in pairs]),
-            _spearman([run.values[step] for run, _ in repeated], [final for _, final in repeated]),
+            spearman([run.values[step] for run, _ in pairs], [run.final for run, _ in pairs]),
+            spearman([run.values[step] for run, _ in repeated], [final for _, final in repeated]),
         )
         for step in curves.steps
     ]
-
-
-def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return float("nan")
-    return float(stats.spearmanr(one, other).statistic)
 
 
 def _with_other_seeds(run: Curve, runs: Sequence[Curve]) -> float:

@@ -72,6 +72,14 @@ class TrialRow:
     """Start of the attempt that runs; an attempt of a pruned trial runs until its processes are done with it."""
     spent: float = 0.0
     """Seconds of the attempts that have ended."""
+    confirms: int | None = None
+    """The trial whose setting it runs again with ``seed``; None for a trial that was proposed."""
+    seed: int | None = None
+
+    @property
+    def setting(self) -> dict[str, Value]:
+        """The arguments by which it differs from others."""
+        return dict(self.params) if self.seed is None else {**self.params, "seed": self.seed}
 
     @property
     def evaluated(self) -> int:
@@ -97,6 +105,8 @@ class TrialRow:
 class Board:
     """All trials of a search. A search that was resumed has several runs; only the time in them counts.
 
+    Trials are proposed, or confirm others: the latter have no rank, and nobody stops them or learns from them.
+
     Args:
         name: of the search.
         metric: that is searched, with ``mode`` max or min.
@@ -117,6 +127,10 @@ class Board:
     ended: float | None = None
     earlier: float = 0.0
     """Seconds of the runs before."""
+    baseline: int | None = None
+    """The trial of the recommended setting, which others are compared to."""
+    confirming: int = 0
+    """Trials planned that confirm others."""
 
     def begin(self, at: float) -> None:
         """A run of the search begins."""
@@ -131,9 +145,16 @@ class Board:
         self.earlier += (until if self.ended is None else self.ended) - self.started
         self.begin(at)
 
-    def add(self, number: int, params: Mapping[str, Value], rung: int = 0) -> TrialRow:
-        """A trial was proposed."""
-        self.trials[number] = TrialRow(number, params, rung)
+    def add(
+        self,
+        number: int,
+        params: Mapping[str, Value],
+        rung: int = 0,
+        confirms: int | None = None,
+        seed: int | None = None,
+    ) -> TrialRow:
+        """A trial was proposed, or is to confirm another one with a new seed."""
+        self.trials[number] = TrialRow(number, params, rung, confirms=confirms, seed=seed)
         return self.trials[number]
 
     def start(self, number: int, at: float, changes: Mapping[str, Any] | None = None) -> TrialRow:
@@ -168,6 +189,16 @@ class Board:
         return [row for row in self.trials.values() if row.status in statuses]
 
     @property
+    def proposed(self) -> list[TrialRow]:
+        """The trials that were proposed, by number."""
+        return [row for row in self.trials.values() if row.confirms is None]
+
+    @property
+    def confirmations(self) -> list[TrialRow]:
+        """The trials that confirm others, by number."""
+        return [row for row in self.trials.values() if row.confirms is not None]
+
+    @property
     def occupied(self) -> list[TrialRow]:
         """The trials whose processes are at work, by number."""
         return [row for row in self.trials.values() if row.since is not None]
@@ -187,7 +218,7 @@ class Board:
         def key(row: TrialRow) -> tuple[int, float, int]:
             return classes.get(row.status, 1), math.inf if row.last is None else sign * row.last, row.number
 
-        return sorted(self.trials.values(), key=key)
+        return sorted(self.proposed, key=key)
 
     @property
     def best(self) -> TrialRow | None:
@@ -201,7 +232,7 @@ class Board:
         done = sum(
             min(row.step / self.full_length, 1.0) if row.status in UNFINISHED else 1.0 for row in self.trials.values()
         )
-        return done / max(self.num_samples, len(self.trials))
+        return done / max(self.num_samples + self.confirming, len(self.trials))
 
     @property
     def elapsed(self) -> float:

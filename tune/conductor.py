@@ -80,7 +80,7 @@ class Conductor:
         self._released = job is None
         if job is not None:
             row = self.state.board.trials[job.number]
-            self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params)
+            self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params, row.confirms)
             self._read_step(row)
             self.progress.started(row)
         return job
@@ -203,7 +203,7 @@ def tell_ends(state: SearchState, tracker: Tracker, plan: TrialPlan) -> None:
     """Tells MLflow of trials that do not run any more, but do for all that it knows, as after a search was killed."""
     for row in state.board.trials.values():
         if not tracker.knows(row.number):
-            tracker.start_trial(row.number, plan.trial_folder(row.number), row.params)
+            tracker.start_trial(row.number, plan.trial_folder(row.number), row.setting, row.confirms)
         if tracker.runs(row.number):
             finish(tracker, row)
     tracker.sync()

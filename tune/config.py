@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,14 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """What is run again when all trials have ended: the best settings and the baseline, each with new seeds."""
+
+    best: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """A checked search: every name is a training argument, every value allowed for it."""
 
@@ -84,6 +93,7 @@ class SearchConfig:
     dependents: Dependents
     baselines: tuple[dict[str, Value], ...]
     arguments: dict[str, Any]
+    confirm: Confirm | None = None
     notes: tuple[str, ...] = ()
     """What the user should know before the start."""
 
@@ -104,6 +114,7 @@ class SearchConfig:
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in apart
         }
         record |= {name: dataclasses.asdict(record[name]) for name in ("sampler", "scheduler", "resources")}
+        record["confirm"] = None if self.confirm is None else dataclasses.asdict(self.confirm)
         described = {"space": self.space.describe(), "dependent": self.dependents.as_record()}
         return record | described | {"baselines": list(self.baselines)}
 
@@ -116,6 +127,7 @@ def load_config(
     seed: int | None = None,
     metric: str | None = None,
     resources: Iterable[str] = (),
+    confirm: str | None = None,
     base: Path | None = None,
 ) -> SearchConfig:
     """Read and check a search; ``assignments`` and ``resources`` are the command line's ``name=value``.
@@ -153,6 +165,7 @@ def load_config(
         dependents=dependents,
         baselines=baselines,
         arguments=arguments,
+        confirm=_confirm(file, confirm, arguments),
         notes=notes,
     )
     file.refuse_rest()
@@ -312,6 +325,20 @@ def _scheduler(
     )
     section.refuse_rest()
     return config
+
+
+def _confirm(file: Section, option: str | None, arguments: Mapping[str, Any]) -> Confirm | None:
+    """What is confirmed: as the command line says it, else the file; nothing by default."""
+    given = file.get("confirm") if option is None else option
+    if given is None:
+        return None
+    found = re.fullmatch(r"(\d+)x(\d+)", str(given))
+    best, seeds = map(int, found.groups()) if found else (0, 0)
+    if best < 1 or seeds < 1:
+        raise SearchError(f"confirm = {given!r} must be settings x seeds, both at least 1, e.g. 3x3")
+    if "seed" not in arguments:
+        raise SearchError(f"confirm = {given}, but seed is searched, so trials differ by it already; leave one out")
+    return Confirm(best, seeds)
 
 
 def _resources(section: Section, options: Iterable[str]) -> TrialResources:

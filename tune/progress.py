@@ -50,8 +50,8 @@ def number(value: object) -> str:
 
 
 def settings(row: TrialRow) -> str:
-    """A trial's values of the searched arguments."""
-    return " ".join(f"{name}={number(value)}" for name, value in row.params.items())
+    """The values by which a trial differs from others."""
+    return " ".join(f"{name}={number(value)}" for name, value in row.setting.items())
 
 
 def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Table:
@@ -114,7 +114,8 @@ class Progress:
     def started(self, row: TrialRow) -> None:
         """An attempt of a trial begins."""
         changes = ", ".join(f"{name}={number(value)}" for name, value in row.changes.items())
-        begins = "starts" if row.attempts == 1 else f"goes on (it was at step {row.step}), attempt {row.attempts}"
+        starts = "starts" if row.confirms is None else f"confirms trial {row.confirms}"
+        begins = starts if row.attempts == 1 else f"goes on (it was at step {row.step}), attempt {row.attempts}"
         self._event(row, f"{begins}: {settings(row)}" + (f" with {changes} to save memory" if changes else ""))
 
     def evaluated(self, row: TrialRow) -> None:

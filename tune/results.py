@@ -1,5 +1,6 @@
 """A search's answer: the ranking, the best setting, ``search.json``, and what to do next."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tune.board import UNFINISHED, Board, Status, TrialRow
+from tune.confirmation import LEVEL, TEST, differences_of, samples_of
 from tune.progress import clock, number, trial_table
+from tune.ranks import early_to_final
 
 SUMMARY_FILE = "search.json"
 TIMES = ("training", "evaluation", "checkpointing", "startup", "waiting")
@@ -26,7 +29,13 @@ def summary(
     best = board.best
     return {
         "search_run_id": search_run_id,
-        "trials": [_trial(board, row, run_id(row.number)) for _, row in sorted(board.trials.items())],
+        "trials": [_trial(board, row, run_id(row.number)) for row in board.proposed],
+        "confirmations": [
+            {"confirms": row.confirms, "seed": row.seed, **_trial(board, row, run_id(row.number))}
+            for row in board.confirmations
+        ],
+        "confirmation": _confirmation(board),
+        "rank_correlation": {str(step): value for step, (value, _) in early_to_final(board).items()},
         "best": best and {"run_id": run_id(best.number), **_settings(board, best), "value": best.last},
         "seconds": dict(seconds),
     }
@@ -52,6 +61,21 @@ def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
     }
 
 
+def _confirmation(board: Board) -> list[dict[str, Any]]:
+    """Every setting that was run again, best first: its values, and how it differs from the baseline."""
+    samples, differences = samples_of(board), differences_of(board)
+    return [
+        {
+            "number": number,
+            "values": list(sample.values),
+            "mean": sample.mean,
+            "deviation": sample.deviation,
+            "difference": None if number not in differences else dataclasses.asdict(differences[number]),
+        }
+        for number, sample in samples.items()
+    ]
+
+
 def write_summary(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``search.json``, whole or not at all."""
     draft = folder / f".{SUMMARY_FILE}"
@@ -70,7 +94,12 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     if content["seconds"]["trials"]:
         console.print(f"\nWhere the time went, of {content['seconds']['concurrency']} trials at a time", style="bold")
         console.print(time_table(content["seconds"]))
-    unfinished = len(board.of(*UNFINISHED)) + max(board.num_samples - len(board.trials), 0)
+    if board.confirmations:
+        print_confirmation(board, console)
+    if correlations := early_to_final(board):
+        listed = ", ".join(f"{value:.2f} at step {step} ({runs} runs)" for step, (value, runs) in correlations.items())
+        console.print(f"Rank correlation of early values with final ones: {listed}", markup=False, soft_wrap=True)
+    unfinished = len(board.of(*UNFINISHED)) + max(board.num_samples - len(board.proposed), 0)
     if unfinished:
         console.print(f"{unfinished} of {board.num_samples} trials are not finished; to go on:", markup=False)
         console.print(f"  {resume_command(folder)}", markup=False, soft_wrap=True, highlight=False)
@@ -78,12 +107,47 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     if best is None:
         console.print(f"No trial completed; results are in {folder}", style="red", markup=False, soft_wrap=True)
         return
-    console.print(f"Best {board.metric} {number(best['value'])} with", style="bold", markup=False)
+    console.print(
+        f"Best {board.metric} {number(best['value'])}{_against_baseline(board)} with", style="bold", markup=False
+    )
     for name, value in (best["params"] | best["dependent"]).items():
         console.print(f"  {name}: {number(value)}", markup=False)
     console.print(f"Results are in {folder}\nNext:", markup=False, soft_wrap=True)
     for command in next_commands(best["run_id"], tracking_uri, folder):
         console.print(f"  {command}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _against_baseline(board: Board) -> str:
+    """By how much the best trial is better than the baseline, in words; empty where they are one or there is none."""
+    best, baseline = board.best, None if board.baseline is None else board.trials.get(board.baseline)
+    if best is None or baseline is None or best.number == baseline.number:
+        return ""
+    if best.last is None or baseline.last is None or baseline.status != Status.COMPLETED:
+        return ""
+    return f" (baseline {number(baseline.last)}, {best.last - baseline.last:+.4g})"
+
+
+def print_confirmation(board: Board, console: Console) -> None:
+    """The settings that were run again, best first, and whether they differ from the baseline by more than chance."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("trial", "seeds", "mean", "deviation", "less baseline", "95 %", "p", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    differences = differences_of(board)
+    for trial, sample in samples_of(board).items():
+        row = [str(trial), str(len(sample.values)), number(sample.mean), number(sample.deviation)]
+        if trial == board.baseline:
+            table.add_row(*row, "", "", "", "the baseline")
+        elif trial in differences:
+            found = differences[trial]
+            ends = "-" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
+            p = "-" if found.p is None else f"{found.p:.2g}"
+            table.add_row(*row, f"{found.value:+.4g}", ends, p, found.words)
+        else:
+            table.add_row(*row)
+    console.print("\nRun again with new seeds, best first", style="bold")
+    console.print(table)
+    if differences:
+        console.print(f"{TEST}; different: p < {LEVEL:g}", markup=False, highlight=False)
 
 
 def time_table(seconds: Mapping[str, float]) -> Table:

@@ -7,7 +7,8 @@ search that ended in any way goes on from them. Events and their fields, besides
 ========= =================================================================================================
 started   the search begins: ``pid``
 resumed   it goes on in a new process: ``pid``; the one before is known to have run ``until`` a Unix time
-proposed  a trial: ``number``, ``params``, and the ``rung`` of the memory ladder at which it starts
+proposed  a trial: ``number``, ``params``, and the ``rung`` of the memory ladder at which it starts; one that is to
+          confirm another also has the number of that, ``confirms``, and its new ``seed``
 attempt   of a trial begins: ``number``, ``attempt`` (1, 2, ...), ``rung`` and the ``changes`` that it makes
 result    of a trial: ``number``, ``step``, ``value``, and whether the trial ``goes_on``
 ended     an attempt: ``number``, ``outcome``, the trial's ``status`` now, its ``rung`` next time, ``reason``
@@ -27,8 +28,9 @@ from typing import Any
 
 from psalm.train.arguments import with_defaults
 from psalm.train.records import Record, RunRecords, read_records
-from tune.board import Board, Outcome, Status, TrialRow, trial_folder
+from tune.board import UNFINISHED, Board, Outcome, Status, TrialRow, trial_folder
 from tune.config import SearchConfig
+from tune.confirmation import to_confirm
 from tune.errors import SearchError
 from tune.ladder import at_least_as_large, climb, height
 from tune.parameters import Value
@@ -43,7 +45,7 @@ class Job:
     number: int
     """Of the trial in its search."""
     params: Mapping[str, Value]
-    """Its searched arguments."""
+    """The arguments by which it differs from other trials."""
     rung: int
     """Of the memory ladder; 0 is as configured."""
     changes: Mapping[str, Any]
@@ -75,13 +77,14 @@ class SearchState:
         self.board = Board(
             config.name, config.metric, config.mode, config.max_steps, num_samples, dependents=config.dependents
         )
+        self.board.baseline = 0 if config.baselines else None
         self._records = records
         self._rule = create_stopping_rule(config.scheduler, config.mode, config.max_steps)
         self._closed: str | None = None
         self._until: float | None = None  # Unix time at which an earlier process is known to have been at work last
         for event in self._recorded():
             if event["event"] == "result":
-                self._rule.goes_on(event["number"], event["step"], event["value"])
+                self._goes_on(event["number"], event["step"], event["value"])
             self._apply(event)
             self._until = event["time"]
         if self._until is not None:
@@ -103,7 +106,7 @@ class SearchState:
         if self._closed is not None:
             return None
         waiting = self.board.of(Status.WAITING)
-        row = waiting[0] if waiting else self._propose()
+        row = waiting[0] if waiting else self._propose() or self._confirm()
         if row is None:
             return None
         self._record(
@@ -113,7 +116,7 @@ class SearchState:
             rung=row.rung,
             changes=climb(self._settings(row.params), row.rung),
         )
-        return Job(row.number, row.params, row.rung, row.changes, row.attempts)
+        return Job(row.number, row.setting, row.rung, row.changes, row.attempts)
 
     def result(self, number: int, step: int, value: float) -> bool:
         """A trial was evaluated at a global step; returns whether it goes on.
@@ -133,7 +136,7 @@ class SearchState:
             return False
         if row.values and step <= row.evaluated:
             return True
-        goes_on = self._rule.goes_on(number, step, value)
+        goes_on = self._goes_on(number, step, value)
         self._record("result", number=number, step=step, value=value, goes_on=goes_on)
         return goes_on
 
@@ -175,19 +178,46 @@ class SearchState:
         """Whether nothing runs and nothing will."""
         if self.board.occupied:
             return False
-        return self._closed is not None or not (self.board.of(Status.WAITING) or self._proposals_left)
+        if self._closed is not None:
+            return True
+        return not (self.board.of(Status.WAITING) or self._proposals_left or self._unconfirmed())
 
     @property
     def _proposals_left(self) -> bool:
-        return len(self.board.trials) < self.board.num_samples
+        return len(self.board.proposed) < self.board.num_samples
 
     def _propose(self) -> TrialRow | None:
         if not self._proposals_left:
             return None
         number = len(self.board.trials)
-        params = propose(self.config, self.board.trials.values())
+        params = propose(self.config, self.board.proposed)
         self._record("proposed", number=number, params=params, rung=self._first_rung(params))
         return self.board.trials[number]
+
+    def _confirm(self) -> TrialRow | None:
+        left = self._unconfirmed()
+        if not left:
+            return None
+        row, seed = left[0]
+        self.board.confirming = len(self.board.confirmations) + len(left)
+        number = len(self.board.trials)
+        self._record("proposed", number=number, params=dict(row.params), rung=row.rung, confirms=row.number, seed=seed)
+        return self.board.trials[number]
+
+    def _unconfirmed(self) -> list[tuple[TrialRow, int]]:
+        """What is to be run again, and with which seeds: once all trials that were proposed have ended."""
+        asked, board = self.config.confirm, self.board
+        if asked is None or self._proposals_left or any(row.status in UNFINISHED for row in board.proposed):
+            return []
+        done = {(row.confirms, row.seed) for row in board.confirmations}
+        chosen = to_confirm(board, asked)
+        first = self.config.arguments["seed"] + 1
+        pairs = [(row, seed) for seed in range(first, first + asked.seeds) for row in chosen]
+        return [(row, seed) for row, seed in pairs if (row.number, seed) not in done]
+
+    def _goes_on(self, number: int, step: int, value: float) -> bool:
+        """The scheduler's decision; a trial that confirms another one runs to its end."""
+        return self.board.trials[number].confirms is not None or self._rule.goes_on(number, step, value)
 
     def _first_rung(self, params: Mapping[str, Value]) -> int:
         """Where on the memory ladder a new trial starts: what smaller trials have shown is not tried again.
@@ -267,7 +297,9 @@ class SearchState:
                 self.board.begin_again(at, event["until"])
             case "proposed":
                 self._check_params(event["number"], event["params"])
-                self.board.add(event["number"], event["params"], event["rung"])
+                self.board.add(
+                    event["number"], event["params"], event["rung"], event.get("confirms"), event.get("seed")
+                )
             case "attempt":
                 self.board.start(event["number"], at, event["changes"])
             case "result":

@@ -108,13 +108,16 @@ class Tracker:
         self._attempt()
         return run.run_id
 
-    def start_trial(self, number: int, folder: str | Path, params: Mapping[str, Any]) -> str | None:
+    def start_trial(
+        self, number: int, folder: str | Path, params: Mapping[str, Any], confirms: int | None = None
+    ) -> str | None:
         """A trial's run, made or found again; None while MLflow is away (``run_id`` tells later).
 
         Args:
             number: of the trial in its search.
             folder: where its records are or will be.
-            params: the searched ones; the records hold all.
+            params: those that differ between trials; the records hold all.
+            confirms: the trial whose setting it runs again, if it does.
         """
         run = self._ledger.runs.get(str(number))
         if run is None:
@@ -126,6 +129,7 @@ class Tracker:
                 started=time.time(),
                 folder=str(folder.relative_to(self.search_dir) if inside else folder),
                 tags={"kind": "trial", "trial_number": str(number)}
+                | ({} if confirms is None else {"kind": "confirmation", "confirms": str(confirms)})
                 | {name: str(value) for name, value in resources.items()}
                 | self._provenance,
                 params=dict(params),
