@@ -2,30 +2,32 @@
 
 import argparse
 import dataclasses
-import json
-import socket
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 
+from psalm.tools.compare_records import add_tolerances, print_reasons
 from psalm.train.arguments import check_inputs, with_defaults
-from psalm.train.fingerprints import input_fingerprints
+from psalm.train.comparison import (
+    Comparison,
+    Tolerance,
+    as_table,
+    compare,
+    other_arithmetic,
+    summary,
+    verdict,
+)
+from psalm.train.fingerprints import device_name, input_fingerprints, processor_kind
 from tune.connection import (
-    PARAM_LENGTH,
     STORE_ERRORS,
     absolute_uri,
-    as_text,
     connect,
     describe,
     find_or_create,
@@ -33,151 +35,73 @@ from tune.connection import (
     set_tags,
     sqlite_path,
 )
-from tune.delivery import SETTINGS_FILE, Delivery
+from tune.delivery import Delivery
+from tune.export import export
 from tune.fingerprint import provenance, source_files
 from tune.ledger import TrackingError
 from tune.options import new_folder
+from tune.recorded import Record, RecordError, read_history, read_record
 from tune.resources import TrialResources, this_machine
+from tune.seeds import known_seeds, new_seeds, print_seeds, sweep, tolerance_for
 from tune.tracking import SOURCES_FILE
-from tune.verdict import MACHINE, Comparison, Points, as_json, as_table, compare, differences, inconsistencies
+from tune.verdict import differences
 
-EQUAL, DIFFERENT, REFUSED = 0, 1, 2  # exit codes
-
-
-class RecordError(ValueError):
-    """A run's record is not enough to repeat it, or there is none; one line."""
+SAME, DIFFERENT, REFUSED = 0, 1, 2  # exit codes
 
 
 @dataclass(frozen=True)
-class Record:
-    """What MLflow holds of a run, as far as it is needed to repeat it."""
+class Check:
+    """What is not as it was when a run was recorded."""
 
-    run_id: str
-    name: str
-    experiment_id: str
-    status: str
-    seconds: float | None
-    tags: Mapping[str, str]
-    settings: Mapping[str, Any]
-    sources: Mapping[str, str]
-    history: Mapping[str, Points]
-    contradictions: tuple[str, ...]
-
-    @property
-    def stopped_at(self) -> int | None:
-        """The last step of a run that did not reach its end: stopped early, failed or killed."""
-        if self.status == "FINISHED" and self.tags.get("early_stopped") != "true":
-            return None
-        steps = [points[-1][0] for name, points in self.history.items() if not name.startswith(MACHINE)]
-        return max(steps, default=0)
-
-    @property
-    def ending(self) -> str:
-        """How it ended, in words."""
-        if self.stopped_at is None:
-            return "which ran to its end"
-        stopped = self.status == "FINISHED"
-        return f"which was {'stopped early' if stopped else self.status.lower()} after step {self.stopped_at}"
-
-    @property
-    def resources(self) -> TrialResources:
-        """What the run's workers were given."""
-        given = self.tags
-        return TrialResources(
-            int(given.get("workers_per_trial", given.get("world_size", "1"))),
-            float(given.get("cpus_per_worker", "1")),
-            float(given.get("gpus_per_worker", "0")),
-        )
+    different: list[str]
+    """Sources, versions, data, weights: not to be gone on with unless that is asked for."""
+    reasons: list[str]
+    """Why equal bits cannot be expected."""
+    resources: TrialResources
+    """What each of its workers is given here."""
+    on_cpu: bool
+    """It is trained without a GPU, whether there is one or not."""
 
 
-def read_record(client: MlflowClient, run_id: str) -> Record:
-    """The record of a run.
+def check_record(record: Record, files: Mapping[str, str], on_cpu: bool = False) -> Check:
+    """Compares what a run was made with to what is here; before any compute.
 
-    Raises:
-        RecordError: there is no such run, or it is none that can be repeated.
-    """
-    try:
-        run: Run = client.get_run(run_id)
-    except MlflowException as error:
-        raise RecordError(
-            f"run {run_id!r}: {one_line(error)}; take the id from MLflow's page or search.json, and give --tracking-uri"
-        ) from error
-    tags = run.data.tags
-    if tags.get("kind") == "search":
-        best = tags.get("best_run_id", "one of its trials")
-        raise RecordError(f"run {run_id!r} is a search, not a training run; give {best}")
-    settings = _json_artifact(client, run_id, SETTINGS_FILE)
-    if not settings:
-        raise RecordError(f"run {run_id!r} has no {SETTINGS_FILE}: it is no run of this project, or ended at its start")
-    history = read_history(client, run)
-    if not any(not name.startswith(MACHINE) for name in history):
-        raise RecordError(f"run {run_id!r} recorded no metrics: there is nothing to compare")
-    params = run.data.params
-    contradictions = inconsistencies(run.data.metrics, history) + [
-        f"{name}: the record shows {params[name]!r}, but its {SETTINGS_FILE} has {value!r}"
-        for name, value in settings.items()
-        if name in params and params[name] != as_text(value, PARAM_LENGTH) and f"changed.{name}" not in tags
-    ]
-    ended = run.info.end_time
-    return Record(
-        run_id=run_id,
-        name=run.info.run_name,
-        experiment_id=run.info.experiment_id,
-        status=run.info.status,
-        seconds=(ended - run.info.start_time) / 1000 if ended else None,
-        tags=tags,
-        settings=settings,
-        sources=_json_artifact(client, run_id, SOURCES_FILE),
-        history=history,
-        contradictions=tuple(contradictions),
-    )
-
-
-def read_history(client: MlflowClient, run: Run) -> dict[str, Points]:
-    """Every metric of a run, in order of steps."""
-    history: dict[str, Points] = {}
-    for name in run.data.metrics:
-        points = client.get_metric_history(run.info.run_id, name)
-        history[name] = sorted(((p.step, p.value) for p in points), key=lambda point: point[0])
-    return history
-
-
-def _json_artifact(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
-    """A JSON file of a run; empty where the run has none."""
-    if name not in [file.path for file in client.list_artifacts(run_id)]:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        content = json.loads(Path(client.download_artifacts(run_id, name, folder)).read_text())
-    if not isinstance(content, dict):
-        raise RecordError(f"run {run_id!r}: its {name} is not what this project writes")
-    return content
-
-
-def check_record(record: Record, files: Mapping[str, str]) -> list[str]:
-    """What is not as it was when the run was recorded; found out before any compute.
+    Args:
+        record: the run. One that was trained without a GPU is so here.
+        files: of ``source_files()``.
+        on_cpu: one that was trained on GPUs is, too.
 
     Raises:
         RecordError: the run cannot be repeated here, whatever is allowed to differ.
     """
-    resources = record.resources
+    on_cpu = on_cpu or record.tags.get("device") == "cpu"
+    resources = dataclasses.replace(record.resources, gpus_per_worker=0) if on_cpu else record.resources
     try:
         check_inputs(record.settings)
         resources.concurrency([this_machine()], 1)
         present = provenance(files) | input_fingerprints(with_defaults(record.settings))
     except ValueError as error:
         raise RecordError(f"run {record.run_id!r} cannot be repeated here: {error}") from error
-    present["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    present["device"] = device_name(use_cpu=on_cpu)
+    present["processor"] = processor_kind()
     present["omp_num_threads"] = str(max(1, int(resources.cpus_per_worker)))  # as a Ray session sets it
-    return [*record.contradictions, *differences(record.tags, present, record.sources, files)]
+    reasons = other_arithmetic(record.tags, present)
+    reasons += [
+        f"{name} changed while the run was recorded ({text}); it is repeated with the last value from its first step on"
+        for name, text in record.changes.items()
+    ]
+    different = [*record.contradictions, *differences(record.tags, present, record.sources, files)]
+    return Check(different, reasons, resources, on_cpu)
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="reproduce.py",
-        description="Repeat a run from its MLflow record alone, compare every logged value with the record bit for "
-        "bit, and record the repetition as a run that is linked to the first. The exit code is 0 only if all values "
-        "are equal, 1 if something differs, 2 if the run cannot be repeated.",
+        description="Repeat a run from its MLflow record alone, compare every logged value with the record, and record "
+        "the repetition as a run that is linked to the first. On the same kind of processor all values must be equal "
+        "bit for bit; on another one, or on GPUs, they are compared within tolerances. The exit code is 0 if the "
+        "runs are the same, 1 if something differs, 2 if the run cannot be repeated.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -194,14 +118,41 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="Put the repetition into DIR/reproductions. The default is runs.",
+        help="Put the repetition into DIR/reproductions, those of a sweep into DIR/seeds. The default is runs.",
     )
     parser.add_argument(
         "--allow-differences",
         action="store_true",
         help="Go on although data, weights, sources or versions are not the ones of the record.",
     )
+    parser.add_argument(
+        "--on-cpu",
+        action="store_true",
+        help="Repeat on the CPU a run that was recorded on GPUs. One that was recorded without is repeated without.",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--sweep-seeds",
+        type=_count,
+        metavar="N",
+        help="Instead, train the run again with N new seeds, as many at once as fit, and show how far the results are "
+        "apart. Their spread is then what repetitions on other hardware are measured by.",
+    )
+    instead.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="Instead, write the run into the new folder DIR: a command, its settings, versions, fingerprints, and the "
+        "values to expect. It runs without MLflow and Ray; nothing is trained now.",
+    )
+    add_tolerances(parser)
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text!r}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,76 +167,117 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RecordError(f"tracking URI {uri!r}: there is no such file; give the search's --tracking-uri")
         client = connect(uri)
         record = read_record(client, options.run_id)
+        if options.export is not None:
+            known = tolerance_for(client, record).replaced(options.rtol, options.atol)
+            export(record, options.export.expanduser().absolute(), known)
+            console.print(f"Run {record.name} is in {options.export}; its README.md says how to run it", markup=False)
+            return SAME
         files = source_files()
-        found = check_record(record, files)
-        folder = new_folder(output_dir / "reproductions", record.run_id[:8])
+        check = check_record(record, files, options.on_cpu)
+        if options.rtol is not None or options.atol is not None:
+            check.reasons.append("a tolerance is given")
+        tolerance = tolerance_for(client, record).replaced(options.rtol, options.atol) if check.reasons else None
+        kind = "reproductions" if options.sweep_seeds is None else "seeds"
+        folder = new_folder(output_dir / kind, record.run_id[:8])
     except (TrackingError, ValueError, *STORE_ERRORS) as error:
         sys.stderr.write(f"reproduce.py: {one_line(error)}\n")
         return REFUSED
     console.print(f"Run {record.name} ({record.run_id}), {record.ending}", soft_wrap=True, highlight=False)
-    if record.tags.get("hostname") != socket.gethostname():
-        console.print(f"  note: recorded on {record.tags.get('hostname')}; another processor may round differently")
-    for line in found:
+    for line in check.different:
         console.print(f"  differs  {line}", style="red", soft_wrap=True, highlight=False, markup=False)
-    if found and not options.allow_differences:
+    if check.different and not options.allow_differences:
         sys.stderr.write("reproduce.py: not the same as in the record; to run it all the same: --allow-differences\n")
         return DIFFERENT
-    return repeat_and_compare(client, record, files, folder, console)
+    if options.sweep_seeds is not None:
+        return sweep_and_show(client, record, options.sweep_seeds, folder, files, console, check)
+    if tolerance is not None:
+        print_reasons(console, check.reasons, tolerance)
+    return repeat_and_compare(client, record, files, folder, console, check, tolerance)
 
 
 def repeat_and_compare(
-    client: MlflowClient, record: Record, files: Mapping[str, str], folder: Path, console: Console
+    client: MlflowClient,
+    record: Record,
+    files: Mapping[str, str],
+    folder: Path,
+    console: Console,
+    check: Check,
+    tolerance: Tolerance | None,
 ) -> int:
     """Trains, compares, records the repetition. Returns the exit code."""
     # Ray takes seconds to import: what is refused is told before.
     from tune.cluster import Interrupted
-    from tune.repetition import repeat
+    from tune.repetition import Repetition, repeat
 
     tags = {"kind": "reproduction", "reproduces": record.run_id} | provenance(files)
-    tags |= {name: str(value) for name, value in dataclasses.asdict(record.resources).items()}
-    if record.stopped_at is not None:
-        tags["early_stopped"] = "true"
+    tags |= record.tags_of_repetition(check.resources)
     mark = {"run_key": uuid.uuid4().hex}
     run_id = find_or_create(client, record.experiment_id, f"reproduction of {record.name}", time.time(), mark, tags)
-    status, verdict = "FAILED", "failed"
+    status, result = "FAILED", "failed"
     try:
         hint = "" if record.seconds is None else f"; the first run took {record.seconds:.0f} s"
-        with console.status(f"Training again in {folder}{hint}"):
-            reason = repeat(record.settings, record.resources, folder, record.stopped_at)
+        run = Repetition(folder, record.settings, record.stopped_at)
+        with (
+            console.status(f"Training again in {folder}{hint}"),
+            closing(repeat([run], check.resources, on_cpu=check.on_cpu)) as ended,
+        ):
+            ((_, reason),) = ended
         Delivery(client, run_id, folder).deliver()
         history = read_history(client, client.get_run(run_id))
-        comparisons = compare(record.history, history, record.stopped_at)
-        describe(client, run_id, {SOURCES_FILE: dict(files), "verdict.json": as_json(comparisons)}, {})
+        rows = compare(record.history, history, record.stopped_at, tolerance, record.main_metrics)
+        about = {"verdict.json": as_json(rows, tolerance), SOURCES_FILE: dict(files)}
+        describe(client, run_id, about, {})
         status = "FINISHED" if reason is None else "FAILED"
-        equal = all(row.difference is None for row in comparisons) and (reason is None or record.status == "FAILED")
-        verdict = "identical" if equal else "different"
+        result = verdict(rows) if reason is None or record.status == "FAILED" else "different"
         if reason is not None:
             set_tags(client, run_id, {"reason": reason})
     except Interrupted as interrupt:
-        status, verdict = "KILLED", "interrupted"
+        status, result = "KILLED", "interrupted"
         return interrupt.exit_code
     finally:
-        set_tags(client, run_id, {"reproduction": verdict})
+        set_tags(client, run_id, {"reproduction": result})
         client.set_terminated(run_id, status)
-    print_verdict(console, comparisons, verdict, reason, run_id)
-    return EQUAL if equal else DIFFERENT
-
-
-def print_verdict(
-    console: Console, comparisons: Sequence[Comparison], verdict: str, reason: str | None, run_id: str
-) -> None:
-    """A line per metric, then the verdict."""
-    console.print(as_table(comparisons))
+    console.print(as_table(rows))
     if reason is not None:
         console.print(f"The repetition failed: {reason}", markup=False, soft_wrap=True)
-    unequal = sum(row.difference is not None for row in comparisons)
-    points = sum(row.points for row in comparisons)
-    text = (
-        f"{len(comparisons)} metrics, {points} values, equal bit for bit"
-        if not unequal
-        else f"{unequal} of {len(comparisons)} metrics differ"
-    )
-    console.print(f"[bold]{verdict}[/]: {text}; recorded as run {run_id}", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{result}[/]: {summary(rows)}; recorded as run {run_id}", soft_wrap=True, highlight=False)
+    return DIFFERENT if result == "different" else SAME
+
+
+def as_json(rows: Sequence[Comparison], tolerance: Tolerance | None) -> dict[str, str]:
+    """``{metric: how it compares}``, after what was asked for."""
+    asked = "every value equal bit for bit" if tolerance is None else str(tolerance)
+    return {"asked": asked} | {
+        row.name: row.agreement if row.difference is None else f"{row.agreement} at {row.difference}" for row in rows
+    }
+
+
+def sweep_and_show(
+    client: MlflowClient,
+    record: Record,
+    count: int,
+    folder: Path,
+    files: Mapping[str, str],
+    console: Console,
+    check: Check,
+) -> int:
+    """Trains with new seeds and shows what is known of the run's then. Returns the exit code."""
+    from tune.cluster import Interrupted
+
+    exit_code = SAME
+    seeds = new_seeds(client, record, count)
+    console.print(f"Training in {folder} with the seeds {', '.join(map(str, seeds))}", markup=False, soft_wrap=True)
+    try:
+        runs = sweep(client, record, seeds, folder, files, console, resources=check.resources, on_cpu=check.on_cpu)
+        if any(run.reason is not None for run in runs):
+            exit_code = DIFFERENT
+    except Interrupted as interrupt:
+        console.print("The sweep was interrupted; runs that had ended are recorded, and count below")
+        exit_code = interrupt.exit_code
+    known = known_seeds(client, record)
+    if known is not None:
+        print_seeds(console, record, known)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -1,57 +1,11 @@
-"""Are two runs the same run? Every logged value, step by step, bit for bit; and what they were made with."""
+"""Is what a run was made with still here, and does its record agree with itself?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from rich.table import Table
-
-Points = Sequence[tuple[int, float]]
-"""A metric's (step, value), in order of steps."""
-
-MACHINE = "system/"
-"""Metrics below this name describe the machine, not the run: they are never the same twice."""
+from psalm.train.comparison import INPUTS, Points
 
 _NAMED_FILES = 5
-_COMPARED_TAGS = ("data_fingerprint", "weights_fingerprint", "version.", "device", "omp_num_threads")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of two runs; ``difference`` says where they first differ, None if nowhere."""
-
-    name: str
-    points: int
-    difference: str | None
-
-
-def compare(
-    recorded: Mapping[str, Points], repeated: Mapping[str, Points], stopped_at: int | None = None
-) -> list[Comparison]:
-    """Every metric of either run outside ``system/``: equal only if steps and all bits of all values are.
-
-    Args:
-        recorded: the first run's metrics by name.
-        repeated: the second run's.
-        stopped_at: where the first run was cut off from outside: of that step it may lack what was to come.
-    """
-    names = sorted(name for name in {*recorded, *repeated} if not name.startswith(MACHINE))
-    return [_compare(name, recorded.get(name, ()), repeated.get(name, ()), stopped_at) for name in names]
-
-
-def _compare(name: str, recorded: Points, repeated: Points, stopped_at: int | None) -> Comparison:
-    if stopped_at is not None:
-        known = {step for step, _ in recorded}
-        repeated = [(step, value) for step, value in repeated if step < stopped_at or step in known]
-    for step in sorted({step for step, _ in (*recorded, *repeated)}):
-        first = [value for at, value in recorded if at == step]
-        second = [value for at, value in repeated if at == step]
-        if [value.hex() for value in first] != [value.hex() for value in second]:
-            return Comparison(name, len(recorded), f"step {step}: recorded {_shown(first)}, now {_shown(second)}")
-    return Comparison(name, len(recorded), None)
-
-
-def _shown(values: Sequence[float]) -> str:
-    return " and ".join(map(repr, values)) or "nothing"
+_COMPARED_TAGS = (*INPUTS, "version.", "omp_num_threads")
 
 
 def inconsistencies(shown: Mapping[str, float], history: Mapping[str, Points]) -> list[str]:
@@ -69,6 +23,8 @@ def differences(
 ) -> list[str]:
     """What a run was made with and what is here, where that is not the same; one line each.
 
+    The machine is not looked at: see ``psalm.train.comparison.other_arithmetic``.
+
     Args:
         recorded: the run's tags.
         present: the same tags, as a run would have them now.
@@ -85,17 +41,3 @@ def differences(
         if name.startswith(_COMPARED_TAGS) and then != now:
             lines.append(f"{name.replace('_', ' ')} differs: recorded {then or 'none'}, here {now or 'none'}")
     return lines
-
-
-def as_table(comparisons: Sequence[Comparison]) -> Table:
-    """One line per metric."""
-    table = Table("metric", "points", "verdict", box=None, pad_edge=False)
-    for row in comparisons:
-        verdict = "[green]equal[/]" if row.difference is None else f"[red]differs[/] at {row.difference}"
-        table.add_row(row.name, str(row.points), verdict)
-    return table
-
-
-def as_json(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """``{metric: "equal" | where it differs}``."""
-    return {row.name: row.difference or "equal" for row in comparisons}

@@ -159,7 +159,7 @@ def run_tags(
 ) -> dict[str, Any]:
     """A run's tags: fingerprints, versions, machine, sizes, what it is validated on.
 
-    ``omp_num_threads`` and ``torch_threads`` belong to them because results on a CPU depend on them.
+    ``processor``, ``omp_num_threads`` and ``torch_threads`` belong to them because results on a CPU depend on them.
     """
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
     return {
@@ -168,7 +168,8 @@ def run_tags(
         **versions,
         "version.python": platform.python_version(),
         "hostname": socket.gethostname(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(use_cpu=settings["use_cpu"]),
+        "processor": processor_kind(),
         "seed": settings["seed"],
         "parameters": count_parameters(model),
         "trainable_parameters": count_parameters(model, trainable=True),
@@ -176,6 +177,27 @@ def run_tags(
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def device_name(*, use_cpu: bool = False) -> str:
+    """The GPU that this process trains on, by name; ``cpu`` where there is none, or none is to be used."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() and not use_cpu else "cpu"
+
+
+def processor_kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model, and the instructions that torch uses on it: together they tell how sums are rounded.
+
+    For example ``AMD EPYC 7763 64-Core Processor, family 25 model 1, AVX2``. Virtual machines may hide most of the
+    name, so the model's numbers are there too.
+    """
+    known = {}
+    for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else ():
+        name, _, value = line.partition(":")
+        known[name.strip()] = value.strip()
+    parts = [known.get("model name") or platform.processor() or platform.machine()]
+    if "cpu family" in known:
+        parts.append(f"family {known['cpu family']} model {known['model']}")
+    return ", ".join([*parts, torch.backends.cpu.get_cpu_capability()])
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,31 @@ from safetensors.torch import save_file
 from psalm.data.builtin import ensure_builtin
 from psalm.train.records import RunRecords
 from tune import reproduce, tracking
-from tune.reproduce import DIFFERENT, EQUAL, REFUSED, main
+from tune.reproduce import DIFFERENT, REFUSED, SAME, main
 from tune.tracking import Tracker
 
 names = (f"experiment-{i}" for i in itertools.count())
-SETTINGS = {"mm_n_heads": 4, "learning_rate": 6e-5, "max_steps": 4, "output_dir": "/first", "image_folder": None}
+SETTINGS = {
+    "mm_n_heads": 4,
+    "learning_rate": 6e-5,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 4,
+    "seed": 0,
+    "bf16": False,
+    "fp16": False,
+    "output_dir": "/first",
+    "image_folder": None,
+}
 SOURCES = {"psalm/a.py": "0" * 64}
 INPUTS = {"data_fingerprint_val": "abc"}
+MACHINE = {"device": "cpu", "processor": "x, AVX2", "omp_num_threads": "1"}
 
 
 def train(folder: Path, stop_at: int | None = None) -> None:
     """Records a run of four steps, evaluated at every second one."""
     records = RunRecords(folder)
     records.settings(SETTINGS | {"output_dir": str(folder)})
-    records.tags(INPUTS | {"device": "cpu", "omp_num_threads": "1"})
+    records.tags(INPUTS | MACHINE)
     for step in range(1, (stop_at or 4) + 1):
         records.metrics(step, {"loss": 1 / (step + 2), "system/step_seconds": hash(str(folder)) / 7})
         if step % 2 == 0:
@@ -49,10 +60,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the training was asked for."""
     asked = []
 
-    def repeat(settings: Any, resources: Any, folder: Path, stop_at: int | None) -> str | None:
-        asked.append({"settings": settings, "resources": resources, "folder": folder, "stop_at": stop_at})
-        train(folder, stop_at)
-        return None
+    def repeat(runs: Any, resources: Any, *, at_once: int = 1, on_cpu: bool = False) -> Iterator[Any]:
+        for run in runs:
+            asked.append(vars(run) | {"resources": resources, "on_cpu": on_cpu})
+            train(run.folder, run.stop_at)
+            yield run, None
 
     tags = {"source_fingerprint": "0123", "hostname": "here", "version.torch": "2.13.0"}
     for module in (tracking, reproduce):
@@ -60,6 +72,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         monkeypatch.setattr(module, "provenance", lambda files: tags)
     monkeypatch.setattr(reproduce, "check_inputs", lambda settings: None)
     monkeypatch.setattr(reproduce, "input_fingerprints", lambda settings: INPUTS)
+    monkeypatch.setattr(reproduce, "processor_kind", lambda: MACHINE["processor"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("tune.repetition.repeat", repeat)
     return asked
@@ -111,7 +124,7 @@ def test_a_run_is_reproduced(
     uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], capsys: Any
 ) -> None:
     run_id = recorded()
-    assert reproduced(uri, tmp_path, run_id) == EQUAL
+    assert reproduced(uri, tmp_path, run_id) == SAME
     (call,) = calls
     assert {**call["settings"], "output_dir": "/first"} == SETTINGS
     assert call["folder"] == tmp_path / "out" / "reproductions" / run_id[:8]
@@ -133,7 +146,7 @@ def test_a_run_is_reproduced(
 def test_from_the_record_alone(uri: str, tmp_path: Path, recorded: Recorded) -> None:
     run_id = recorded()
     (tmp_path / "runs").rename(tmp_path / "moved")
-    assert reproduced(uri, tmp_path, run_id) == EQUAL
+    assert reproduced(uri, tmp_path, run_id) == SAME
 
 
 def test_an_altered_metric_fails(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
@@ -171,12 +184,12 @@ def test_a_stopped_run_is_repeated_to_its_last_step(
     uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], capsys: Any
 ) -> None:
     run_id = recorded(stop_at=3)
-    assert reproduced(uri, tmp_path, run_id) == EQUAL
+    assert reproduced(uri, tmp_path, run_id) == SAME
     assert calls[0]["stop_at"] == 3
     assert calls[0]["settings"]["max_steps"] == 4, "the learning rate's schedule stays"
     assert "stopped early after step 3" in capsys.readouterr().out
     again = repetition_of(uri, run_id).info.run_id
-    assert reproduced(uri, tmp_path, again) == EQUAL, "a repetition can be repeated"
+    assert reproduced(uri, tmp_path, again) == SAME, "a repetition can be repeated"
     assert calls[1]["stop_at"] == 3
 
 
@@ -184,7 +197,7 @@ def test_a_stopped_run_is_repeated_to_its_last_step(
 def test_so_is_one_that_failed(
     uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], status: str
 ) -> None:
-    assert reproduced(uri, tmp_path, recorded(status=status)) == EQUAL
+    assert reproduced(uri, tmp_path, recorded(status=status)) == SAME
     assert calls[0]["stop_at"] == 4
 
 
@@ -206,7 +219,7 @@ def test_differences_are_told_before_any_compute(
     ):
         assert line in captured.out
     assert "--allow-differences" in captured.err
-    assert reproduced(uri, tmp_path, run_id, "--allow-differences") == EQUAL
+    assert reproduced(uri, tmp_path, run_id, "--allow-differences") == SAME
 
 
 def test_other_threads_are_a_difference(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
@@ -214,6 +227,80 @@ def test_other_threads_are_a_difference(uri: str, tmp_path: Path, recorded: Reco
     MlflowClient(uri).set_tag(run_id, "omp_num_threads", "4")
     assert reproduced(uri, tmp_path, run_id) == DIFFERENT
     assert "omp num threads differs: recorded 4, here 1" in capsys.readouterr().out
+
+
+def test_another_processor_is_compared_within_tolerances(
+    uri: str, tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run_id = recorded()
+    alter(uri, "UPDATE metrics SET value = value * 1.001 WHERE run_uuid = ? AND key = 'loss' AND step = 1", run_id)
+    assert reproduced(uri, tmp_path, run_id) == DIFFERENT
+    monkeypatch.setattr(reproduce, "processor_kind", lambda: "x, AVX512")
+    assert reproduced(uri, tmp_path, run_id) == SAME
+    out = capsys.readouterr().out
+    assert "note  processor: recorded x, AVX2, here x, AVX512" in out
+    assert "so not every bit is compared, but the first logged loss within 1.00% (the default in float32)" in out
+    assert "within tolerance: of 2 metrics 1 are equal bit for bit, 1 within the tolerance, 0 not judged" in out
+    assert reproduced(uri, tmp_path, run_id, "--rtol", "0.0001") == DIFFERENT
+    assert "the first logged loss within 0.01% (as given)" in capsys.readouterr().out
+
+
+def test_a_run_of_a_gpu(uri: str, tmp_path: Path, recorded: Recorded, calls: list[dict[str, Any]], capsys: Any) -> None:
+    run_id = recorded()
+    assert reproduced(uri, tmp_path, run_id) == SAME
+    assert calls[-1]["on_cpu"], "without a GPU as before, also where there is one"
+    for name, value in {"device": "NVIDIA H200", "gpus_per_worker": "1"}.items():
+        MlflowClient(uri).set_tag(run_id, name, value)
+    assert "a trial needs 1 GPUs" in refused(uri, tmp_path, run_id, capsys)
+    assert reproduced(uri, tmp_path, run_id, "--on-cpu") == SAME
+    assert calls[-1]["on_cpu"]
+    assert calls[-1]["resources"].gpus_per_worker == 0
+    assert "device: recorded NVIDIA H200, here cpu" in capsys.readouterr().out
+
+
+def test_a_run_whose_settings_changed(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    """As the memory ladder changes them: the last ones are recorded, and no longer all bits expected."""
+
+    def write(folder: Path, stop_at: int | None) -> None:
+        records = RunRecords(folder)
+        records.settings(SETTINGS | {"gradient_accumulation_steps": 1})
+        records.close()
+        train(folder)
+
+    run_id = recorded(write=write)
+    alter(uri, "UPDATE metrics SET value = value * 1.001 WHERE run_uuid = ? AND key = 'loss' AND step = 1", run_id)
+    assert reproduced(uri, tmp_path, run_id) == SAME
+    out = capsys.readouterr().out
+    assert (
+        "gradient_accumulation_steps changed while the run was recorded (1 -> 2); it is repeated with the last" in out
+    )
+    assert "within tolerance" in out
+
+
+def test_a_given_tolerance_is_enough(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    run_id = recorded()
+    alter(uri, "UPDATE metrics SET value = value + 1 WHERE run_uuid = ? AND key = 'eval_pq' AND step = 4", run_id)
+    flags = ("--allow-differences", "--atol", "1.5")
+    assert reproduced(uri, tmp_path, run_id, *flags) == SAME
+    assert "main metrics at the last evaluation within 1.50 points (as given)" in capsys.readouterr().out
+    run = repetition_of(uri, run_id)
+    assert run.data.tags["reproduction"] == "within tolerance"
+
+
+def test_a_resumed_run_says_so(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
+    def write(folder: Path, stop_at: int | None) -> None:
+        train(folder, 3)
+        with RunRecords(folder) as records:
+            records.event("resumed", step=2)
+            for step in (3, 4):
+                records.metrics(step, {"loss": 1 / (step + 2)})
+            records.metrics(4, {"eval_pq": 100 / 7 * 4})
+
+    run_id = recorded(write=write)
+    assert reproduced(uri, tmp_path, run_id) == SAME
+    out = capsys.readouterr().out
+    assert "which was resumed after step 2 and ran to its end" in out
+    assert "identical" in out
 
 
 def refused(uri: str, tmp_path: Path, run_id: str, capsys: Any) -> str:
@@ -257,16 +344,17 @@ def test_data_that_is_not_here(
 
 def test_more_than_this_machine_has(uri: str, tmp_path: Path, recorded: Recorded, capsys: Any) -> None:
     run_id = recorded()
-    MlflowClient(uri).set_tag(run_id, "gpus_per_worker", "1000")
+    MlflowClient(uri).set_tag(run_id, "workers_per_trial", "1000")
     assert "1000" in refused(uri, tmp_path, run_id, capsys)
 
 
 def test_a_repetition_that_fails(
     uri: str, tmp_path: Path, recorded: Recorded, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def repeat(settings: Any, resources: Any, folder: Path, stop_at: int | None) -> str:
-        train(folder, 2)
-        return "no space left"
+    def repeat(runs: Any, resources: Any, **_: Any) -> Iterator[Any]:
+        for run in runs:
+            train(run.folder, 2)
+            yield run, "no space left"
 
     run_id = recorded()
     monkeypatch.setattr("tune.repetition.repeat", repeat)
@@ -281,8 +369,9 @@ def test_an_interrupted_repetition(
 ) -> None:
     from tune.cluster import Interrupted
 
-    def repeat(*arguments: Any) -> str:
+    def repeat(*arguments: Any, **_: Any) -> Iterator[Any]:
         raise Interrupted(2)
+        yield
 
     run_id = recorded()
     monkeypatch.setattr("tune.repetition.repeat", repeat)
@@ -297,7 +386,7 @@ TRIAL = """
 import sys
 from psalm.train.arguments import parse_settings
 from psalm.train.train import train
-from tune.repetition import StopAt
+from tune.repeating import StopAt
 import json
 train(parse_settings(json.loads(sys.argv[1])), callbacks=[StopAt(3)])
 """
@@ -340,7 +429,7 @@ def test_a_stopped_training_and_its_altered_record(uri: str, tmp_path: Path, tin
     command = [sys.executable, COMMAND, run_id, "--tracking-uri", uri, "--output-dir", str(tmp_path / "runs")]
 
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == EQUAL, done.stdout + done.stderr
+    assert done.returncode == SAME, done.stdout + done.stderr
     assert "stopped early after step 3" in done.stdout
     assert "identical" in done.stdout
     assert repetition_of(uri, run_id).data.tags["reproduction"] == "identical"

@@ -15,7 +15,7 @@ import pytest
 
 from psalm.train import fingerprints
 from psalm.train.arguments import argument_fields
-from psalm.train.fingerprints import CACHED_FROM, input_fingerprints, weights_fingerprint
+from psalm.train.fingerprints import CACHED_FROM, input_fingerprints, processor_kind, weights_fingerprint
 
 LARGE = b"w" * CACHED_FROM
 
@@ -257,3 +257,14 @@ def test_the_tower_of_a_run_from_a_whole_checkpoint_is_the_checkpoints(tmp_path,
     found = input_fingerprints(settings | {"model_name_or_path": str(tmp_path)})
     assert found["weights_fingerprint_language_model"] == weights_fingerprint(tmp_path)
     assert "weights_fingerprint_vision_tower" not in found
+
+
+def test_a_processor_is_its_model_and_the_instructions_that_torch_uses(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    first = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n"
+    cpuinfo.write_text(first + "\n" + first.replace("17", "1"))
+    monkeypatch.setattr(fingerprints.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert processor_kind(cpuinfo) == "AMD EPYC, family 25 model 17, AVX2"
+    monkeypatch.setattr(fingerprints.platform, "processor", lambda: "")
+    monkeypatch.setattr(fingerprints.platform, "machine", lambda: "arm64")
+    assert processor_kind(tmp_path / "none") == "arm64, AVX2", "a system without that file"
