@@ -76,6 +76,9 @@ class TrialRow:
     """The trial whose setting it runs again with ``seed``; None for a trial that was proposed."""
     seed: int | None = None
 
+    answered_by: str | None = None
+    """The run of an earlier search from which it has its values, without any training."""
+
     @property
     def setting(self) -> dict[str, Value]:
         """The arguments by which it differs from others."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from psalm.train.records import read_records
+from psalm.train.arguments import with_defaults
+from psalm.train.records import RunRecords, read_records
 from tune.board import Outcome, Status, TrialRow
 from tune.cluster import Interrupted
 from tune.costs import costs
@@ -75,6 +76,7 @@ class Conductor:
     def next_job(self) -> Job | None:
         """What is to run next, if anything is."""
         job = self.state.next_job()
+        self._tell_answers()
         if job is None and not self._released:
             self.desk.release.remote()
         self._released = job is None
@@ -84,6 +86,15 @@ class Conductor:
             self._read_step(row)
             self.progress.started(row)
         return job
+
+    def _tell_answers(self) -> None:
+        """Trials that need no training, because an earlier search has run them, get their records."""
+        for row in self.state.board.trials.values():
+            if row.answered_by is not None and not self.tracker.knows(row.number):
+                record_answer(self.plan, row, row.answered_by)
+                self.tracker.start_trial(row.number, self.plan.trial_folder(row.number), row.setting)
+                finish(self.tracker, row)
+                self.progress.ended(row)
 
     def evaluated(self, job: str, number: int, step: int, value: float) -> bool:
         """A trial was evaluated. Returns whether it goes on; its workers are told."""
@@ -207,6 +218,17 @@ def tell_ends(state: SearchState, tracker: Tracker, plan: TrialPlan) -> None:
         if tracker.runs(row.number):
             finish(tracker, row)
     tracker.sync()
+
+
+def record_answer(plan: TrialPlan, row: TrialRow, run_id: str) -> None:
+    """What is known of a trial that an earlier run has answered, as its records."""
+    with RunRecords(plan.trial_folder(row.number)) as records:
+        records.settings(with_defaults(plan.settings(row.number, row.setting)))
+        records.tags({"answered_by": run_id})
+        records.event("started")
+        for step, value in row.values.items():
+            records.metrics(step, {plan.metric: value})
+        records.event("completed", step=row.evaluated)
 
 
 def finish(tracker: Tracker, row: TrialRow) -> None:

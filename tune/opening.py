@@ -8,7 +8,7 @@ from typing import Any
 
 from psalm.train.records import RunRecords, read_records
 from tune.config import SearchConfig, check_data, load_config
-from tune.connection import public_uri
+from tune.connection import connect, public_uri
 from tune.errors import SearchError
 from tune.ledger import Ledger
 from tune.limits import Limits
@@ -17,6 +17,7 @@ from tune.resources import Node
 from tune.room import room_for
 from tune.storage import TrialStorage, is_uri, open_storage
 from tune.tracking import Tracker
+from tune.warm_start import Earlier, read_earlier
 
 CONFIG_COPY = "search.yaml"
 """In a search's folder: the file that describes it, as it was when the search began."""
@@ -32,6 +33,10 @@ class Opened:
     tracker: Tracker
     storage: TrialStorage | None
     limits: Limits
+    earlier: tuple[Earlier, ...] = ()
+    """Trials of other searches, for the sampler of one that begins."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of them."""
 
 
 def open_search(options: Options, machine: Node) -> Opened:
@@ -45,7 +50,12 @@ def open_search(options: Options, machine: Node) -> Opened:
     return _begin(options, machine) if options.resume is None else _resume(options, options.resume, machine)
 
 
-def _begin(options: Options, machine: Node) -> Opened:
+def check_new(options: Options, machine: Node) -> tuple[SearchConfig, Limits, dict[str, Any]]:
+    """A new search, checked as far as that needs no folder of its own; and what of it the command line asks for.
+
+    Raises:
+        SettingError: something that was asked for is wrong.
+    """
     asked: dict[str, Any] = {
         "assignments": list(options.assignments),
         "num_samples": options.num_samples,
@@ -53,16 +63,21 @@ def _begin(options: Options, machine: Node) -> Opened:
         "seed": options.seed,
         "metric": options.metric,
         "resources": list(options.resources),
+        "confirm": options.confirm,
     }
     config = load_config(options.config, **asked)
-    limits = _check(config, options, machine)
+    return config, _check(config, options, machine), asked
+
+
+def _begin(options: Options, machine: Node) -> Opened:
+    config, limits, asked = check_new(options, machine)
     folder = new_folder(options.output_dir, config.name)
-    uri = options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}"
-    tracker = Tracker(uri, folder, config.name)
+    tracker = Tracker(tracking_uri(options), folder, config.name)
     try:
         tracker.check()
         storage = _storage(options.storage_path, folder, options.checkpoint_budget, new=True)
         _check_room(config, options, folder, machine)
+        earlier, notes = read_earlier(connect(tracker.uri), options.warm_start, config)
     except BaseException:
         if (folder / "trials").is_symlink():
             (folder / "trials").resolve().rmdir()
@@ -76,7 +91,7 @@ def _begin(options: Options, machine: Node) -> Opened:
         "tracking_uri": public_uri(tracker.uri),
     }
     records.settings(asked)
-    return Opened(config, folder, records, tracker, storage, limits)
+    return Opened(config, folder, records, tracker, storage, limits, tuple(earlier), tuple(notes))
 
 
 def _resume(options: Options, folder: Path, machine: Node) -> Opened:
@@ -84,7 +99,7 @@ def _resume(options: Options, folder: Path, machine: Node) -> Opened:
     if asked is None:
         raise SearchError(f"--resume {folder}: not the folder of a search; give one, for example runs/tiny")
     records = RunRecords(folder)
-    given = {"num_samples": options.num_samples, "max_concurrent": options.max_concurrent}
+    given = {name: getattr(options, name) for name in ("num_samples", "max_concurrent", "confirm")}
     asked |= {name: value for name, value in given.items() if value is not None}
     try:
         storage_path, tracking_uri = asked.pop("storage_path"), asked.pop("tracking_uri")
@@ -102,6 +117,18 @@ def _resume(options: Options, folder: Path, machine: Node) -> Opened:
         records.close()
         raise
     return Opened(config, folder, records, tracker, storage, limits)
+
+
+def tracking_uri(options: Options) -> str:
+    """Where a new search is recorded."""
+    return options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}"
+
+
+def trials_at_once(config: SearchConfig, options: Options, machine: Node) -> int:
+    """How many trials may run at once: on a cluster as many as the search allows; here, as many as the machine does."""
+    if options.address == LOCAL:
+        return config.resources.concurrency([machine], config.max_concurrent)
+    return config.max_concurrent
 
 
 def _storage(path: str | None, folder: Path, budget: float | None, *, new: bool) -> TrialStorage | None:
@@ -149,8 +176,5 @@ def _check(config: SearchConfig, options: Options, machine: Node) -> Limits:
 
 
 def _check_room(config: SearchConfig, options: Options, folder: Path, machine: Node) -> None:
-    """On a cluster as many trials as the search allows may run at once; here, as many as the machine does."""
-    at_once = config.max_concurrent
-    if options.address == LOCAL:
-        at_once = config.resources.concurrency([machine], config.max_concurrent)
+    at_once = trials_at_once(config, options, machine)
     room_for(config, at_once, options.keep_best).check(folder, options.checkpoint_budget)

@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +23,7 @@ FIXED = {
     "metric": "--metric",
     "assignments": "--set",
     "resources": "--resources",
+    "warm_start": "--warm-start",
 }
 """What a resumed search has been asked already."""
 
@@ -35,6 +36,8 @@ class Options:
     resume: Path | None
     num_samples: int | None
     max_concurrent: int | None
+    confirm: str | None
+    warm_start: tuple[str, ...]
     output_dir: Path
     storage_path: str | None
     tracking_uri: str | None
@@ -49,6 +52,8 @@ class Options:
     cpu_hours: float | None
     checkpoint_budget: float | None  # GB
     keep_best: int
+    plan: bool
+    probe: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,7 +195,38 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         metavar="K",
         help="Keep the final models of the best K trials. The default is 3.",
     )
+    parser.add_argument(
+        "--warm-start",
+        nargs="+",
+        default=[],
+        metavar="EXPERIMENT",
+        help="Let the sampler begin with what earlier searches found out: their trials of full length whose values of "
+        "the arguments searched now are in this space. One that this search would repeat exactly is not run again.",
+    )
+    parser.add_argument(
+        "--confirm",
+        metavar="KxN",
+        help="When all trials have ended, run the baseline and the best K settings again at full length, each with N "
+        "new seeds, and say whether they differ by more than chance, e.g. 3x3. The default is the search's file's: "
+        "nothing, unless it says otherwise.",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="Do not search, but say what the search would take: memory of the space's corners, seconds per step by a "
+        "short probe, trials and device-hours, disk. Nothing is recorded, and Ray is not started.",
+    )
+    parser.add_argument(
+        "--no-probe",
+        action="store_false",
+        dest="probe",
+        help="Let --plan measure nothing: it then says nothing of time.",
+    )
     found = parser.parse_args(argv)
+    if found.plan and found.resume is not None:
+        parser.error(f"--plan --resume {found.resume}: only a new search can be planned; leave one of them out")
+    if not (found.probe or found.plan):
+        parser.error("--no-probe is for --plan; give both, or neither")
     if found.resume is not None:
         for name, flag in FIXED.items():
             if getattr(found, name) != parser.get_default(name):
@@ -201,6 +237,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         resume=None if found.resume is None else found.resume.expanduser().absolute(),
         num_samples=found.num_samples,
         max_concurrent=found.max_concurrent,
+        confirm=found.confirm,
+        warm_start=tuple(found.warm_start),
         output_dir=output_dir,
         storage_path=found.storage_path,
         tracking_uri=found.tracking_uri,
@@ -215,6 +253,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         cpu_hours=found.cpu_hours,
         checkpoint_budget=found.checkpoint_budget,
         keep_best=found.keep_best,
+        plan=found.plan,
+        probe=found.probe,
     )
 
 
@@ -230,16 +270,21 @@ def new_folder(output_dir: Path, name: str) -> Path:
     Raises:
         SearchError: the output folder cannot be written.
     """
-    names = (name, *(f"{name}-{number}" for number in range(2, LONGEST_SERIES)))
-    for each in names:
+    for folder in folders_of_name(output_dir, name):
         try:
-            (output_dir / each).mkdir(parents=True)
-            return output_dir / each
+            folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             continue
         except OSError as error:
             raise SearchError(f"--output-dir {output_dir}: {error.strerror}; choose one that can be written") from error
     raise SearchError(f"--output-dir {output_dir}: has {LONGEST_SERIES} searches named {name}; choose another")
+
+
+def folders_of_name(output_dir: Path, name: str) -> Iterator[Path]:
+    """What the searches of a name are called, one after the other."""
+    yield output_dir / name
+    yield from (output_dir / f"{name}-{number}" for number in range(2, LONGEST_SERIES))
 
 
 def _duration(text: str) -> float:

@@ -79,6 +79,10 @@ def _metric(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"
 
 
+def _source(row: TrialRow) -> str:
+    return "" if row.answered_by is None else f", answered by run {row.answered_by}: {settings(row)}"
+
+
 def announce(config: SearchConfig, folder: Path, console: Console) -> None:
     """What will be searched, before it starts."""
     console.print(f"Search {config.name}: {config.num_samples} trials of {config.max_steps} steps", style="bold")
@@ -127,7 +131,7 @@ class Progress:
         """An attempt of a trial has ended, and the trial with it unless it waits."""
         outcome = {
             Status.WAITING: f"waits to go on from step {row.step}: {row.reason}",
-            Status.COMPLETED: f"completed, {self.board.metric} {_metric(row.last)}",
+            Status.COMPLETED: f"completed, {self.board.metric} {_metric(row.last)}{_source(row)}",
             Status.PRUNED: f"stopped early at step {row.step}, {self.board.metric} {_metric(row.last)}",
             Status.FAILED: f"failed: {row.reason}",
         }[row.status]

@@ -36,7 +36,8 @@ def summary(
         ],
         "confirmation": _confirmation(board),
         "rank_correlation": {str(step): value for step, (value, _) in early_to_final(board).items()},
-        "best": best and {"run_id": run_id(best.number), **_settings(board, best), "value": best.last},
+        "best": best
+        and {"run_id": best.answered_by or run_id(best.number), **_settings(board, best), "value": best.last},
         "seconds": dict(seconds),
     }
 

@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     machine = this_machine()
     try:
+        if options.plan:
+            from tune.plan import show_plan
+
+            return show_plan(options, machine)
         opened = open_search(options, machine)
     except (SettingError, TrackingError, RecordsInUse) as mistake:
         return refuse(mistake)
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, folder = opened.config, opened.folder
     console = create_console()
     announce(config, folder, console)
+    for note in opened.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     # Ray takes seconds to import: a mistake is told before.
     from ray import tune
 
@@ -52,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     exit_code = 0
     try:
-        state = SearchState(config, opened.records, num_samples=config.num_samples, max_failures=options.max_failures)
+        state = SearchState(
+            config,
+            opened.records,
+            num_samples=config.num_samples,
+            max_failures=options.max_failures,
+            earlier=opened.earlier,
+        )
         with (
             concluded(state, opened.tracker, plan) as run,
             Progress(state.board, console) as progress,

@@ -5,10 +5,11 @@ records), written before it takes effect. The state is a function of the search'
 search that ended in any way goes on from them. Events and their fields, besides the time:
 
 ========= =================================================================================================
-started   the search begins: ``pid``
+started   the search begins: ``pid``; ``earlier``, the trials of other searches that its sampler is told
 resumed   it goes on in a new process: ``pid``; the one before is known to have run ``until`` a Unix time
 proposed  a trial: ``number``, ``params``, and the ``rung`` of the memory ladder at which it starts; one that is to
           confirm another also has the number of that, ``confirms``, and its new ``seed``
+answered  a trial has its values from the run ``run_id`` of an earlier search, which it would repeat: ``number``
 attempt   of a trial begins: ``number``, ``attempt`` (1, 2, ...), ``rung`` and the ``changes`` that it makes
 result    of a trial: ``number``, ``step``, ``value``, and whether the trial ``goes_on``
 ended     an attempt: ``number``, ``outcome``, the trial's ``status`` now, its ``rung`` next time, ``reason``
@@ -22,7 +23,7 @@ A trial whose attempt has not ended when its search is resumed was interrupted: 
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from tune.ladder import at_least_as_large, climb, height
 from tune.parameters import Value
 from tune.schedulers import create_stopping_rule
 from tune.study import propose
+from tune.warm_start import Earlier, answer
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,29 @@ class SearchState:
         records: of the search's folder.
         num_samples: trials in all, which may be more than when the search began.
         max_failures: how often the processes of one trial may die before it has failed.
+        earlier: trials of other searches, for the sampler of one that begins.
 
     Raises:
         SearchError: the records hold a trial that is not in the search's space.
         ValueError: the records are damaged.
     """
 
-    def __init__(self, config: SearchConfig, records: RunRecords, *, num_samples: int, max_failures: int = 3) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        records: RunRecords,
+        *,
+        num_samples: int,
+        max_failures: int = 3,
+        earlier: Sequence[Earlier] = (),
+    ) -> None:
         self.config = config
         self.max_failures = max_failures
         self.board = Board(
             config.name, config.metric, config.mode, config.max_steps, num_samples, dependents=config.dependents
         )
         self.board.baseline = 0 if config.baselines else None
+        self.earlier = tuple(earlier)
         self._records = records
         self._rule = create_stopping_rule(config.scheduler, config.mode, config.max_steps)
         self._closed: str | None = None
@@ -94,7 +106,7 @@ class SearchState:
     def begin(self) -> None:
         """A run of the search begins, the first or another one."""
         if self._until is None:
-            self._record("started", pid=os.getpid())
+            self._record("started", pid=os.getpid(), earlier=[each.as_record() for each in self.earlier])
             return
         self._record("resumed", pid=os.getpid(), until=self._until)
         for row in self.board.of(Status.WAITING):
@@ -187,12 +199,15 @@ class SearchState:
         return len(self.board.proposed) < self.board.num_samples
 
     def _propose(self) -> TrialRow | None:
-        if not self._proposals_left:
-            return None
-        number = len(self.board.trials)
-        params = propose(self.config, self.board.proposed)
-        self._record("proposed", number=number, params=params, rung=self._first_rung(params))
-        return self.board.trials[number]
+        while self._proposals_left:
+            number = len(self.board.trials)
+            params = propose(self.config, self.board.proposed, self.earlier)
+            self._record("proposed", number=number, params=params, rung=self._first_rung(params))
+            known = answer(self.earlier, params)
+            if known is None:
+                return self.board.trials[number]
+            self._record("answered", number=number, **known.as_record())
+        return None
 
     def _confirm(self) -> TrialRow | None:
         left = self._unconfirmed()
@@ -291,6 +306,7 @@ class SearchState:
         at = event["time"]
         match event["event"]:
             case "started":
+                self.earlier = tuple(map(Earlier.of_record, event["earlier"]))
                 self.board.begin(at)
             case "resumed":
                 self._interrupt(event["until"])
@@ -300,6 +316,8 @@ class SearchState:
                 self.board.add(
                     event["number"], event["params"], event["rung"], event.get("confirms"), event.get("seed")
                 )
+            case "answered":
+                self._apply_answer(event["number"], Earlier.of_record(event), at)
             case "attempt":
                 self.board.start(event["number"], at, event["changes"])
             case "result":
@@ -318,6 +336,12 @@ class SearchState:
         row.needed_rung = row.rung
         if not event["goes_on"]:
             row.status, row.reason = Status.PRUNED, f"stopped early at step {event['step']}"
+
+    def _apply_answer(self, number: int, known: Earlier, at: float) -> None:
+        for step, value in sorted((known.values or {}).items()):
+            self._rule.goes_on(number, step, value)
+            self.board.report(number, step, value)
+        self.board.finish(number, Status.COMPLETED, at).answered_by = known.run_id
 
     def _apply_end(self, event: Record) -> None:
         outcome, status = Outcome(event["outcome"]), Status(event["status"])

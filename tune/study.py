@@ -18,6 +18,7 @@ from tune.board import Status, TrialRow
 from tune.config import SearchConfig
 from tune.parameters import Value
 from tune.space import SearchSpace
+from tune.warm_start import Earlier, aligned
 
 _STATES = {
     Status.WAITING: TrialState.RUNNING,  # has its settings, and will have its values
@@ -28,13 +29,20 @@ _STATES = {
 }
 
 
-def propose(config: SearchConfig, rows: Iterable[TrialRow]) -> dict[str, Value]:
-    """The setting of the trial after those in ``rows``, which are numbered from 0: a baseline, then the sampler's."""
+def propose(config: SearchConfig, rows: Iterable[TrialRow], earlier: Iterable[Earlier] = ()) -> dict[str, Value]:
+    """The setting of the trial after those in ``rows``: a baseline, then the sampler's.
+
+    Args:
+        config: the search.
+        rows: its trials, numbered from 0 without gaps.
+        earlier: what the sampler knows besides.
+    """
     rows = list(rows)
     number = len(rows)
     if number < len(config.baselines):
         return config.space.suggest(FixedTrial(config.space.study_params(config.baselines[number])))
     study = create_study(config, rows)
+    study.add_trials(_known(params, value, config.space) for params, value in aligned(earlier, rows))
     study.sampler = create_sampler(config, number)
     return config.space.suggest(study.ask())
 
@@ -78,6 +86,12 @@ def _frozen(row: TrialRow, space: SearchSpace) -> FrozenTrial:
         distributions=distributions,
         intermediate_values=row.values,
     )
+
+
+def _known(setting: Mapping[str, Value], value: float, space: SearchSpace) -> FrozenTrial:
+    """A trial of an earlier search."""
+    params, distributions = _in_study(setting, space)
+    return optuna.create_trial(state=TrialState.COMPLETE, value=value, params=params, distributions=distributions)
 
 
 def _in_study(

@@ -50,10 +50,13 @@ class StepSizes:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Self:
-        """Those of a batch of a class task, as the model's ``forward`` takes it."""
-        images, classes, name_tokens = batch["prompt_ids"].shape
+        """Those of a batch, as the model's ``forward`` takes it; a region counts as a class whose name is one token."""
+        if "prompt_ids" in batch:
+            _, classes, name_tokens = batch["prompt_ids"].shape
+        else:
+            classes, name_tokens = max(map(len, batch["region_masks"])), 1
         return cls(
-            images=images,
+            images=len(batch["pixel_values"]),
             image_size=batch["pixel_values"].shape[-1],
             prompt_tokens=batch["input_ids"].shape[1],
             classes=classes,
@@ -138,6 +141,17 @@ def step_activations(
     with torch.device("meta"):
         model = PsalmForSegmentation(config)
     set_trainable(model, tune_mm_mlp_adapter=projectors_only)
+    return activations_of(model, sizes, gradient_checkpointing=gradient_checkpointing, dtype=dtype)
+
+
+def activations_of(
+    model: PsalmForSegmentation,
+    sizes: StepSizes,
+    *,
+    gradient_checkpointing: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """``step_activations`` of a model of shapes alone, which is of no use afterwards; what is trained is as it says."""
     model.train()
     if gradient_checkpointing:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its new name, which is very new

@@ -144,7 +144,7 @@ def test_help_is_in_full_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     options = ("config", "num-samples", "max-concurrent", "output-dir", "tracking-uri", "seed", "address", "set")
     limits = ("time-budget", "gpu-hours", "cpu-hours", "max-failures", "checkpoint-budget", "keep-best")
-    for option in (*options, *limits, "resources", "resume", "storage-path"):
+    for option in (*options, *limits, "resources", "resume", "storage-path", "plan", "no-probe"):
         assert f"--{option} " in text
 
 
@@ -227,3 +227,29 @@ def test_room_for_checkpoints_is_checked(capsys: pytest.CaptureFixture[str]) -> 
     line = refused(capsys, "--checkpoint-budget", "0.001")
     assert "--checkpoint-budget 0.001: the search needs about" in line
     assert "2 trials at a time" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--set", "mm_n_pointz=4"], ["did you mean 'mm_n_points'"]),
+        (["--tracking-uri", "http://127.0.0.1:9"], ["tracking URI", "127.0.0.1:9"]),
+        (["--checkpoint-budget", "0.001"], ["--checkpoint-budget 0.001: the search needs about"]),
+        (["--output-dir", "taken"], ["--output-dir", "taken is no folder that can be written"]),
+        (["--storage-path", "taken/below"], ["--storage-path", "taken is no folder that can be written"]),
+        (["--resume", "runs/tiny"], ["--plan --resume", "only a new search can be planned"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else "",
+)
+def test_a_plan_refuses_what_a_search_would(
+    here: Path, capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]
+) -> None:
+    (here / "taken").touch()
+    message = refused(capsys, "--plan", *argv)
+    for word in words:
+        assert word in message
+    assert list(here.iterdir()) == [here / "taken"]
+
+
+def test_what_a_plan_measures_is_no_matter_of_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--no-probe is for --plan" in refused(capsys, "--no-probe")

@@ -97,3 +97,10 @@ def test_sizes_are_those_of_a_batch() -> None:
     assert batch["pixel_values"].shape == (2, 3, 96, 96)
     assert [masks.shape for masks in batch["mask_labels"]] == [(4, 96, 96)] * 2
     assert StepSizes.of(batch) == SIZES
+
+
+def test_a_region_counts_as_a_class_of_one_token() -> None:
+    batch = SIZES.batch(torch.float32)
+    batch["region_masks"] = [torch.zeros(regions, 96, 96, dtype=torch.bool) for regions in (2, 3)]
+    del batch["prompt_ids"], batch["prompt_mask"]
+    assert StepSizes.of(batch) == replace(SIZES, classes=3, name_tokens=1)
