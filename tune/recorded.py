@@ -122,6 +122,8 @@ def read_record(client: MlflowClient, run_id: str) -> Record:
     if tags.get("kind") == "search":
         best = tags.get("best_run_id", "one of its trials")
         raise RecordError(f"run {run_id!r} is a search, not a training run; give {best}")
+    if "answered_by" in tags:
+        raise RecordError(f"run {run_id!r} was not trained: its values are those of {tags['answered_by']}; give that")
     settings = json_artifact(client, run_id, SETTINGS_FILE)
     if not settings:
         raise RecordError(f"run {run_id!r} has no {SETTINGS_FILE}: it is no run of this project, or ended at its start")

@@ -6,10 +6,12 @@ what a sampler learns from is which settings are better than which, so values ar
 where the settings that both have come to now.
 """
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -25,6 +27,8 @@ from tune.errors import SearchError
 from tune.parameters import Value
 from tune.recorded import WITHOUT_EFFECT, json_artifact, read_history
 
+OF_THE_MACHINE = ("use_cpu", "dataloader_pin_memory", "debug", "disable_tqdm")
+"""Arguments that a run's record has as its machine made them."""
 ENOUGH = 4
 """Completed trials from which medians tell a level."""
 
@@ -85,7 +89,8 @@ def read_earlier(client: MlflowClient, names: Sequence[str], config: SearchConfi
     Raises:
         SearchError: there is no such experiment.
     """
-    found, unfit = [], Counter[str]()
+    found: list[Earlier] = []
+    unfit = Counter[str]()
     prints: dict[Key, dict[str, str]] = {}
     for name in names:
         experiment = client.get_experiment_by_name(name)
@@ -99,7 +104,10 @@ def read_earlier(client: MlflowClient, names: Sequence[str], config: SearchConfi
         )
         for run in runs:
             try:
-                found.append(_earlier(client, name, run, config, prints))
+                each = _earlier(client, name, run, config, prints)
+                if any((each.source, each.params) == (other.source, other.params) for other in found):
+                    raise _Unfit("their settings are those of earlier ones")
+                found.append(each)
             except _Unfit as reason:
                 unfit[str(reason)] += 1
     if not names:
@@ -144,7 +152,9 @@ def _is_same(
     fields = argument_fields()
     now = with_defaults(config.dependents.complete(config.arguments, params))
     for name, value in now.items():
-        counts = name not in WITHOUT_EFFECT and name not in OWNED and name != "disable_tqdm" and not fields[name].path
+        if name == "deepspeed" and isinstance(value, str):
+            value = json.loads(Path(value).read_text())
+        counts = not (name in WITHOUT_EFFECT or name in OWNED or name in OF_THE_MACHINE or fields[name].path)
         if counts and value is not None and settings[name] != value:
             return False
     words: Key = tuple(sorted((name, value) for name, value in now.items() if isinstance(value, str)))

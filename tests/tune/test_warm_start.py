@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from psalm.train.arguments import with_defaults
+from psalm.train.arguments import parse_settings, resolved_settings, with_defaults
 from psalm.train.fingerprints import input_fingerprints
 from psalm.train.records import RunRecords
 from tune.board import Board, Outcome, Status
@@ -16,6 +16,7 @@ from tune.conductor import record_answer
 from tune.config import SearchConfig, load_config
 from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
+from tune.recorded import RecordError, read_record
 from tune.state import SearchState
 from tune.study import propose
 from tune.tracking import Tracker
@@ -51,7 +52,7 @@ def record_search(
         run = folder / config.name / "trials" / f"{number:04d}"
         tracker.start_trial(number, run, {name: settings[name] for name in SETTING if name in settings})
         with RunRecords(run) as records:
-            records.settings(with_defaults({**config.arguments, **settings}))
+            records.settings(resolved_settings(parse_settings({**config.arguments, **settings})))
             records.tags(tags)
             records.event("started")
             records.metrics(50, {"eval_pq": value / 2})
@@ -73,6 +74,7 @@ def test_trials_that_fit_are_taken_and_others_are_accounted_for(
             (SETTING | {"learning_rate": 5e-3}, 60.0, "FINISHED", {}),
             (SETTING | {"mm_hidden_dim": 256}, 80.0, "FINISHED", {}),
             (SETTING | {"max_steps": 300, "mm_n_points": 8}, 90.0, "FINISHED", prints),
+            (SETTING, 71.0, "FINISHED", prints),
             (SETTING, 10.0, "PRUNED", {}),
             (SETTING, 10.0, "FAILED", {}),
         ],
@@ -90,8 +92,9 @@ def test_trials_that_fit_are_taken_and_others_are_accounted_for(
     ]
     assert found[0].values == {50: 35.0, 150: 70.0}, "the very same run"
     assert [each.values for each in found[1:]] == [None, None], "other data, another length"
-    assert lines[0] == "warm start: 3 of 6 trials of before"
-    assert len(lines) == 4
+    assert lines[0] == "warm start: 3 of 7 trials of before"
+    assert len(lines) == 5
+    assert "  left out, 1: their settings are those of earlier ones" in lines
     assert any("mm_hidden_dim = 256" in line and "not in the space" in line for line in lines)
     assert "  left out, 1: they did not complete" in lines
     assert "  left out, 1: they were stopped early" in lines
@@ -196,3 +199,5 @@ def test_an_answered_trial_has_records_of_its_own(config: SearchConfig, client: 
     assert run.data.metrics["eval_pq"] == 70.0
     assert run.data.params["mm_hidden_dim"] == "64"
     assert run.info.status == "FINISHED"
+    with pytest.raises(RecordError, match="its values are those of abc; give that"):
+        read_record(client, run_id)
