@@ -14,7 +14,8 @@ from psalm.train.inputs import check_variables
 from psalm.train.tasks import direction, metric_names
 from tune.dependents import Dependents
 from tune.errors import SearchError
-from tune.parameters import Parameter, Value, parse_parameter
+from tune.expressions import Expression
+from tune.parameters import Parameter, Value, read_space
 from tune.reading import Section, as_number, read_assignments, read_yaml
 from tune.resources import TrialResources, read_resources
 from tune.space import SearchSpace
@@ -115,7 +116,11 @@ class SearchConfig:
         }
         record |= {name: dataclasses.asdict(record[name]) for name in ("sampler", "scheduler", "resources")}
         record["confirm"] = None if self.confirm is None else dataclasses.asdict(self.confirm)
-        described = {"space": self.space.describe(), "dependent": self.dependents.as_record()}
+        described = {
+            "space": self.space.describe(),
+            "require": list(self.space.rules),
+            "dependent": self.dependents.as_record(),
+        }
         return record | described | {"baselines": list(self.baselines)}
 
 
@@ -139,7 +144,8 @@ def load_config(
         SettingError: the file or an option is wrong, an argument is unknown, or a value is not allowed.
     """
     file = Section("", read_yaml(path), path)
-    parameters, dependents, arguments, overrides = _read_arguments(file, base or path.parent, assignments)
+    parameters, conditions, dependents, arguments, overrides = _read_arguments(file, base or path.parent, assignments)
+    required = [Expression.parse("require", text, argument_fields()) for text in file.sequence("require")]
     _check_length(arguments)
 
     file_seed = file.whole("seed", 0, low=0)
@@ -147,7 +153,8 @@ def load_config(
     if "seed" not in {*parameters, *dependents.leaders}:
         arguments.setdefault("seed", seed)
     fixed = with_defaults(arguments)
-    space = SearchSpace.build(parameters, fixed, dependents)
+    space = SearchSpace.build(parameters, fixed, dependents, conditions, required)
+    dependents = dependents.without(space.unsearched)
     baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides, dependents)
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
     metric = _metric(file, [dependents.complete(arguments, setting) for setting in space.examples()], metric)
@@ -196,24 +203,34 @@ def check_data(config: SearchConfig) -> None:
 
 def _read_arguments(
     file: Section, folder: Path, assignments: Iterable[str]
-) -> tuple[dict[str, Parameter], Dependents, dict[str, Any], dict[str, Any]]:
-    """What is searched, what follows it, what is the same in all trials, and what of that the command line says."""
-    parameters = {str(n): parse_parameter(str(n), spec, check_setting) for n, spec in file.mapping("space").items()}
+) -> tuple[dict[str, Parameter], dict[str, Expression], Dependents, dict[str, Any], dict[str, Any]]:
+    """What is searched, when, what follows it, what is the same in all trials, and what of that the command line says.
+
+    An argument that is searched in some trials, or follows one that is, may have a value for the others.
+    """
+    parameters, conditions = read_space(file.mapping("space"), check_setting, argument_fields())
     given = {str(n): _argument(str(n), value, folder) for n, value in file.mapping("arguments", {}).items()}
-    _refuse_conflicts(given, parameters)
-    followers = file.mapping("dependent", {})
-    dependents = Dependents.build(followers, parameters, given, lambda name, value: _argument(name, value, folder))
+    _refuse_conflicts(given, parameters, conditions)
+    dependents = Dependents.build(
+        file.mapping("dependent", {}),
+        parameters,
+        given,
+        lambda name, value: _argument(name, value, folder),
+        conditions,
+    )
 
     overrides = {n: _argument(n, value, Path()) for n, value in read_assignments("--set", assignments).items()}
     given |= dependents.of(overrides) | overrides
     parameters = {name: parameter for name, parameter in parameters.items() if name not in overrides}
+    conditions = {name: condition for name, condition in conditions.items() if name not in overrides}
     dependents = dependents.without(overrides)
-    varying = {*parameters, *dependents.leaders}
+    varying = {name for name in parameters if name not in conditions}
+    varying |= {name for name, leader in dependents.leaders.items() if leader not in conditions}
     arguments = {name: value for name, value in DEFAULTS.items() if name not in varying} | given
     for name, follows in CHECKPOINTS.items():
         if follows in arguments and name not in varying:
             arguments.setdefault(name, arguments[follows])
-    return parameters, dependents, arguments, overrides
+    return parameters, conditions, dependents, arguments, overrides
 
 
 def _metric(file: Section, examples: Iterable[Mapping[str, Any]], given: str | None) -> str:
@@ -249,11 +266,13 @@ def _argument(name: str, value: Any, folder: Path) -> Any:
     return check_setting(name, value)
 
 
-def _refuse_conflicts(arguments: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> None:
+def _refuse_conflicts(
+    arguments: Mapping[str, Any], parameters: Mapping[str, Parameter], conditions: Mapping[str, Expression]
+) -> None:
     for name in parameters:
         if name in OWNED:
             raise SearchError(f"space: {name} cannot be searched: {OWNED[name]}")
-        if name in arguments:
+        if name in arguments and name not in conditions:
             raise SearchError(f"{name} is both searched (space) and fixed (arguments); leave one out")
 
 
@@ -274,7 +293,7 @@ def _baselines(
 ) -> tuple[tuple[dict[str, Value], ...], tuple[str, ...]]:
     """The baselines as settings of the searched arguments, and notes on those that ``--set`` rules out.
 
-    A searched argument that a baseline does not name has its default there.
+    A searched argument that a baseline does not name has its default there, unless it is not searched there.
     """
     baselines, notes = [], []
     for number, raw in enumerate(listed, start=1):
@@ -284,13 +303,18 @@ def _baselines(
         for name, value in given.items():
             if name in dependents.leaders:
                 raise SearchError(f"baseline {number}: {name} follows {dependents.leaders[name]}; leave it out")
-            if name not in space.names and name not in overrides and fixed[name] != value:
+            ruled_out = name in overrides or (overrides and name in space.unsearched)
+            if name not in space.names and not ruled_out and fixed[name] != value:
                 raise SearchError(
                     f"baseline {number}: {name} = {value}, but it is not searched and is {fixed[name]} in all trials; "
                     "leave it out, or search it"
                 )
-        setting = {name: given.get(name, fixed[name]) for name in space.names}
+        setting = space.applicable({name: given.get(name, fixed[name]) for name in space.names})
         refusal = space.refusal(setting)
+        absent = [name for name in given if name in space.conditions and name not in setting]
+        if absent and not overrides:
+            name = absent[0]
+            refusal = f"{name} = {given[name]}, but it is searched only when {space.conditions[name]}; leave it out"
         if overrides and setting in baselines:
             refusal = "with what --set fixes it is the same as one before it"
         if refusal is None:

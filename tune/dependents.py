@@ -1,6 +1,6 @@
 """Arguments that follow a searched one, as a vision tower's weights follow its size: a value for each of its values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Dependents:
         parameters: Mapping[str, Parameter],
         arguments: Mapping[str, Any],
         check_value: CheckValue,
+        conditional: Collection[str] = (),
     ) -> "Dependents":
         """What ``dependent:`` of a search's file holds.
 
@@ -36,6 +37,8 @@ class Dependents:
             parameters: the searched arguments, of which the leaders must be choices.
             arguments: those that are fixed for all trials.
             check_value: what an argument takes a value as.
+            conditional: the searched arguments that are not in every trial; where such a leader is not, its followers
+                have their values in ``arguments``.
 
         Raises:
             SearchError: a leader is no choice, a value of it has no entry or an entry no value of it, or a follower
@@ -49,7 +52,7 @@ class Dependents:
                 raise SearchError(f"dependent: {leader} = {followers!r} must hold arguments with their values")
             tables[str(leader)] = table_of = {}
             for name, entries in followers.items():
-                places = {"space": parameters, "arguments": arguments, **tables}
+                places = {"space": parameters, "arguments": {} if leader in conditional else arguments, **tables}
                 taken = next((place for place, names in places.items() if name in names), None)
                 if taken is not None:
                     raise SearchError(f"dependent: {name} follows {leader}, but it has values in {taken} too; drop one")

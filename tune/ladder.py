@@ -71,15 +71,17 @@ def at_least_as_large(params: Mapping[str, Value], other: Mapping[str, Value], d
     Every argument that can change memory must be as large or larger: numbers and true of the model's arguments, the
     image's side and the batches; Swin towers by their size. Words, precision, tasks and optimizer must be equal.
     What follows a searched argument counts too; a word (such as a tower's file) only where its leader does not count.
+    One that only one of the settings has cannot be compared.
     """
-    compared = [name for name in params if _counts(name)]
-    for name, leader in dependents.leaders.items():
-        if name not in params and leader in params and _counts(name):
-            is_word = argument_fields()[name].kinds == (str,)
-            if not (is_word and leader in compared):
-                compared.append(name)
     mine, others = (dict(setting) | dependents.of(setting) for setting in (params, other))
-    return all(_at_least(name, mine[name], others[name]) for name in compared)
+    leaders = dependents.leaders
+    for name in mine | others:
+        is_word = argument_fields()[name].kinds == (str,)
+        if not _counts(name) or (is_word and name in leaders and _counts(leaders[name])):
+            continue
+        if name not in mine or name not in others or not _at_least(name, mine[name], others[name]):
+            return False
+    return True
 
 
 def _counts(name: str) -> bool:

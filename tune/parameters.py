@@ -1,15 +1,18 @@
 """One searched argument: a list of values or a range, and how it is written in a search's file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from psalm.train.fields import nearest
 from tune.errors import SearchError
+from tune.expressions import Expression
 
 Value = bool | int | float | str
 CheckValue = Callable[[str, Any], Any]
 
+WHEN = "when"
+"""Beside a parameter's values: the condition on other arguments under which it is searched."""
 
 PROBE = 0.318
 """Where inside a range, as a fraction, a value is checked besides the ends: no whole number where fractions exist."""
@@ -98,6 +101,28 @@ class Real:
 Parameter = Choice | Whole | Real
 
 
+def read_space(
+    content: Mapping[Any, Any], check_value: CheckValue, known: Collection[str]
+) -> tuple[dict[str, Parameter], dict[str, Expression]]:
+    """What ``space:`` of a search's file holds: the parameters, and the conditions (``when``) of those that have one.
+
+    Args:
+        content: the section.
+        check_value: what an argument takes a value as.
+        known: all arguments.
+
+    Raises:
+        SearchError, psalm.train.arguments.SettingError: see ``parse_parameter``; or a condition is none.
+    """
+    parameters, conditions = {}, {}
+    for name, spec in ((str(name), spec) for name, spec in content.items()):
+        if isinstance(spec, Mapping) and WHEN in spec:
+            conditions[name] = Expression.parse(f"space: {name}: {WHEN}", spec[WHEN], known)
+            spec = {key: value for key, value in spec.items() if key != WHEN}
+        parameters[name] = parse_parameter(name, spec, check_value)
+    return parameters, conditions
+
+
 def parse_parameter(name: str, spec: Any, check_value: CheckValue) -> Parameter:
     """One entry of ``space:``, e.g. ``{choice: [2, 4]}``, ``{int: [1, 9]}``, ``{loguniform: [1.0e-4, 1.0e-2]}``.
 
@@ -107,7 +132,8 @@ def parse_parameter(name: str, spec: Any, check_value: CheckValue) -> Parameter:
     """
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise SearchError(
-            f"space: {name} = {spec!r} must be one of {', '.join(_KINDS)} with its values, e.g. int: [1, 9]"
+            f"space: {name} = {spec!r} must be one of {', '.join(_KINDS)} with its values, e.g. int: [1, 9], and "
+            f"may have a condition besides ({WHEN})"
         )
     kind, values = next(iter(spec.items()))
     if kind not in _KINDS:

@@ -1,10 +1,11 @@
 """A search as it runs: a live table on a terminal, a line per event anywhere else."""
 
 import os
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -13,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from psalm.train.arguments import argument_fields, with_defaults
 from tune.board import UNFINISHED, Board, Status, TrialRow
 from tune.config import SearchConfig
 
@@ -58,7 +60,7 @@ def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Ta
     """Trials with status, hyperparameters, step and metric."""
     rows = list(rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), show_edge=False)
-    names = list(rows[0].params) if rows else []
+    names = dict.fromkeys(name for row in rows for name in row.params)
     for heading in ("trial", "status", *names, "step", board.metric, "best", "time"):
         shown = heading if width >= WIDE else heading.replace("_", "_\n")
         table.add_column(shown, justify="left" if heading == "status" else "right", vertical="bottom", no_wrap=True)
@@ -66,7 +68,7 @@ def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Ta
         table.add_row(
             str(row.number),
             Text(str(row.status), STYLES[row.status]),
-            *(number(row.params[name]) for name in names),
+            *(number(row.params[name]) if name in row.params else "" for name in names),
             f"{row.step}/{board.full_length}",
             _metric(row.last),
             _metric(row.best),
@@ -84,13 +86,44 @@ def _source(row: TrialRow) -> str:
 
 
 def announce(config: SearchConfig, folder: Path, console: Console) -> None:
-    """What will be searched, before it starts."""
+    """What will be searched, before it starts: the space, its size, what is fixed, and the baselines."""
     console.print(f"Search {config.name}: {config.num_samples} trials of {config.max_steps} steps", style="bold")
-    for name, values in (config.space.describe() | config.dependents.describe()).items():
-        console.print(f"  {name}: {values}", markup=False, highlight=False, soft_wrap=True)
+    for line in _announced(config, console.width):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in config.notes:
         console.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"  in {folder}\n", markup=False, highlight=False, soft_wrap=True)
+
+
+def _announced(config: SearchConfig, width: int) -> Iterator[str]:
+    space, fixed = config.space, with_defaults(config.arguments)
+    leaders = config.dependents.leaders
+    for name, values in (space.describe() | config.dependents.describe()).items():
+        is_conditional = leaders.get(name, name) in space.conditions
+        yield f"  {name}: {values}" + (f", else {number(fixed[name])}" if is_conditional else "")
+    for rule in space.rules:
+        yield f"  required: {rule}"
+    discrete = [f"{space.size:,} combinations"] if len(space.continuous) < len(space.names) else []
+    yield f"  size: {' x '.join((*discrete, *(f'{name} (continuous)' for name in space.continuous)))}"
+    unsearched = {name: fixed[name] for name in space.unsearched}
+    yield from _wrapped("not searched, as their conditions do not hold", unsearched, width)
+    shown, fields = {*unsearched, *space.names, *leaders}, argument_fields()
+    differing = {name: v for name, v in config.arguments.items() if name not in shown and v != fields[name].default}
+    yield from _wrapped("fixed, unlike its default", differing, width)
+    for trial, baseline in enumerate(config.baselines):
+        yield from _wrapped(f"trial {trial}, a baseline", baseline, width)
+
+
+def _wrapped(title: str, values: Mapping[str, Any], width: int) -> list[str]:
+    """Values on as many lines as they need, of at most ``width`` columns unless one of them is longer."""
+    return textwrap.wrap(
+        " ".join(f"{name}={number(value)}" for name, value in values.items()),
+        width,
+        initial_indent=f"  {title}: ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class Progress:

@@ -1,19 +1,18 @@
 """How much room a search's checkpoints need, found out before it starts."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psalm.model.freezing import set_trainable
-from psalm.train.arguments import with_defaults
+from psalm.train.arguments import argument_fields, with_defaults
 from psalm.train.disk import GB, MARGIN, SMALL_FILES, Budget, weights_bytes
 from psalm.train.inputs import shapes_of
 from tune.config import SearchConfig
 from tune.errors import SearchError
 from tune.parameters import Value
-from tune.space import SearchSpace
 
 OPTIMIZER_BYTES = 12
 """Of a trained number: AdamW's two moments and, with DeepSpeed, the weight that it updates, in float32."""
@@ -76,7 +75,7 @@ def room_for(config: SearchConfig, trials: int, keep_best: int) -> Room:
         trials: how many run at a time.
         keep_best: how many final models are kept.
     """
-    sizes = [_sizes(with_defaults(config.dependents.complete(config.arguments, s))) for s in _largest(config.space)]
+    sizes = _sizes_of_largest(config)
     saved, kept = (with_defaults(config.arguments)[name] for name in ("save_strategy", "save_final_model"))
     return Room(
         trials=trials,
@@ -86,18 +85,29 @@ def room_for(config: SearchConfig, trials: int, keep_best: int) -> Room:
     )
 
 
-def _largest(space: SearchSpace) -> Iterator[dict[str, Value]]:
-    """Settings of which one has the largest model: every number at its largest, and every word tried with them."""
-    examples = list(space.examples())
-    values = {name: [each[name] for each in examples] for name in space.names}
-    corner = {name: max(of) if all(isinstance(v, int | float) for v in of) else of[0] for name, of in values.items()}
-    for group in space.linked:
-        corner |= dict(zip(group.names, max(group.valid), strict=True))
-    yield corner
-    for name, of in values.items():
-        yield from (
-            corner | {name: word} for word in dict.fromkeys(of) if isinstance(word, str) and word != corner[name]
-        )
+def _sizes_of_largest(config: SearchConfig) -> list[tuple[int, int]]:
+    """Bytes of a checkpoint and of a final model of trials of which some have the largest.
+
+    Of each part of a setting the largest is found after the other, with what was found for those before.
+    """
+    decisive = [name for name, field in argument_fields().items() if field.group == "model" or name in FREEZING]
+    found: dict[str, tuple[int, int]] = {}
+
+    def size(*parts: Mapping[str, Value]) -> int:
+        setting = {name: value for part in parts for name, value in part.items()}
+        settings = with_defaults(config.dependents.complete(config.arguments, setting))
+        key = repr([settings[name] for name in decisive])
+        if key not in found:
+            found[key] = _sizes(settings)
+        return sum(found[key])
+
+    largest = config.space.largest()
+    parts = [candidates[0] for candidates in largest]
+    size(*parts)
+    for place, candidates in enumerate(largest):
+        sizes = [size(*parts[:place], each, *parts[place + 1 :]) for each in candidates]
+        parts[place] = candidates[sizes.index(max(sizes))]
+    return list(found.values())
 
 
 def _sizes(settings: Mapping[str, Any]) -> tuple[int, int]:

@@ -365,11 +365,7 @@ class SearchState:
             )
 
     def _check_params(self, number: int, params: Mapping[str, Value]) -> None:
-        space = self.config.space
-        if set(params) != set(space.names):
-            refusal: str | None = f"it has {', '.join(params)}, but searched are {', '.join(space.names)}"
-        else:
-            refusal = space.refusal(params)
+        refusal = self.config.space.refusal(params)
         if refusal is not None:
             raise SearchError(
                 f"{self._records.path}: trial {number} is not of this search: {refusal}; "

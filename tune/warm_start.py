@@ -131,7 +131,7 @@ def _earlier(
     if not settings:
         raise _Unfit(f"they have no {SETTINGS_FILE}")
     settings = with_defaults({name: value for name, value in settings.items() if name in argument_fields()})
-    params = {name: settings[name] for name in config.space.names}
+    params = config.space.applicable(settings)
     refusal = config.space.refusal(params)
     if refusal is not None:
         raise _Unfit(refusal)

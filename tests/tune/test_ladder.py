@@ -168,3 +168,14 @@ def test_every_argument_of_the_model_is_ordered_equal_or_without_effect() -> Non
             assert both == (False, False), name
         else:
             assert both[0] != both[1], name
+
+
+def test_an_argument_that_only_one_setting_has_cannot_be_compared() -> None:
+    """Without it a trial has a value that is not known here."""
+    small, large = {"mm_hidden_dim": 64}, {"mm_hidden_dim": 128, "mm_n_points": 4}
+    assert not at_least_as_large(large, small, NONE)
+    assert not at_least_as_large(small | {"mm_n_points": 8}, small, NONE)
+    assert not at_least_as_large({"mm_hidden_dim": 256}, large, NONE)
+    assert at_least_as_large(small | {"learning_rate": 0.1}, small, NONE)
+    batch = Dependents({"learning_rate": {"per_device_train_batch_size": {0.1: 8}}})
+    assert not at_least_as_large(small | {"learning_rate": 0.1}, small, batch)

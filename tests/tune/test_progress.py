@@ -31,6 +31,69 @@ def test_a_search_is_announced_with_its_space_and_what_follows(monkeypatch: pyte
     ) in lines
 
 
+CONDITIONAL = """
+name: s
+num_samples: 4
+space:
+  mm_projector_type: {choice: [deformable, swin_conv]}
+  mm_n_points: {int: [2, 8, 2], when: mm_projector_type == 'deformable'}
+  per_device_train_batch_size: {choice: [2, 4]}
+  learning_rate: {loguniform: [1e-4, 1e-2]}
+require: [per_device_train_batch_size + mm_n_points <= 10]
+baselines:
+  - {mm_projector_type: swin_conv, per_device_train_batch_size: 4, learning_rate: 0.001}
+  - {mm_projector_type: deformable, mm_n_points: 2, per_device_train_batch_size: 4, learning_rate: 0.001}
+arguments: {max_steps: 30, eval_steps: 10, mm_n_points: 6, mm_hidden_dim: 128}
+"""
+
+
+def announced(tmp_path: Path, *assignments: str, text: str = CONDITIONAL) -> list[str]:
+    (tmp_path / "s.yaml").write_text(text)
+    file = io.StringIO()
+    announce(load_config(tmp_path / "s.yaml", assignments), Path("/runs/s"), Console(file=file, width=100))
+    return file.getvalue().splitlines()
+
+
+def test_a_space_is_announced_with_conditions_rules_size_fixed_values_and_baselines(tmp_path: Path) -> None:
+    assert announced(tmp_path) == [
+        "Search s: 4 trials of 30 steps",
+        "  per_device_train_batch_size: one of 2, 4",
+        "  mm_projector_type: one of deformable, swin_conv",
+        "  mm_n_points: whole numbers from 2 to 8 by 2 when mm_projector_type == 'deformable', else 6",
+        "  learning_rate: 0.0001 to 0.01 on a log scale",
+        "  required: per_device_train_batch_size + mm_n_points <= 10",
+        "  size: 9 combinations x learning_rate (continuous)",
+        "  fixed, unlike its default: disable_tqdm=True max_steps=30 eval_steps=10 mm_hidden_dim=128",
+        "    save_steps=10 seed=0",
+        "  trial 0, a baseline: per_device_train_batch_size=4 mm_projector_type=swin_conv learning_rate=0.001",
+        "  trial 1, a baseline: per_device_train_batch_size=4 mm_projector_type=deformable mm_n_points=2",
+        "    learning_rate=0.001",
+        "  in /runs/s",
+        "",
+    ]
+
+
+def test_what_is_not_searched_with_what_is_fixed_is_announced(tmp_path: Path) -> None:
+    lines = announced(tmp_path, "mm_projector_type=swin_conv", "per_device_train_batch_size=2")
+    assert "  not searched, as their conditions do not hold: mm_n_points=6" in lines
+    assert "  size: learning_rate (continuous)" in lines
+    assert not any("else 6" in line for line in lines)
+
+
+def test_the_values_outside_a_condition_are_announced_with_it(tmp_path: Path) -> None:
+    """Of an argument and of what follows it; neither is fixed, and nothing is left where the condition always holds."""
+    followed = CONDITIONAL + "dependent: {swin_type: {weight_decay: {base: 0.1, large: 0.2}}}\n"
+    when = "mm_projector_type: {choice: [deformable, swin_conv]}"
+    swin = "swin_type: {choice: [base, large], when: mm_projector_type == 'deformable'}"
+    followed = followed.replace(when, f"{when}\n  {swin}").replace("{max_steps", "{weight_decay: 0.3, max_steps")
+    lines = announced(tmp_path, text=followed)
+    assert "  weight_decay: 0.1 for swin_type = base; 0.2 for swin_type = large, else 0.3" in lines
+    assert not any("weight_decay=" in line for line in lines)
+    lines = announced(tmp_path, "mm_projector_type=deformable", text=followed)
+    assert "  weight_decay: 0.1 for swin_type = base; 0.2 for swin_type = large" in lines
+    assert not any("weight_decay=" in line or ("fixed" in line and "mm_n_points" in line) for line in lines)
+
+
 AT = time.time()
 """When attempts end; they begin a minute before."""
 
@@ -143,6 +206,20 @@ def test_the_table_fits_and_nothing_is_cut_off(board: Board, width: int) -> None
     assert max(map(len, text.splitlines())) <= width
     for cell in ("running", "completed", "60/100", "48.12", "0.001235", "large"):
         assert cell in text
+
+
+def test_a_trial_without_an_argument_has_an_empty_cell(board: Board) -> None:
+    few = {"learning_rate": 0.5}
+    board.add(0, few)
+    board.add(1, few | {"mm_n_points": 4})
+    file, console = shown(board, 120)
+    console.print(trial_table(board, board.trials.values(), 120))
+    heading, _, first, second = file.getvalue().splitlines()
+    assert heading.split() == ["trial", "status", "learning_rate", "mm_n_points", "step", "eval_pq", "best", "time"]
+    assert (first.split(), second.split()) == (
+        ["0", "waiting", "0.5", "0/100", "-", "-", "0:00"],
+        ["1", "waiting", "0.5", "4", "0/100", "-", "-", "0:00"],
+    )
 
 
 def test_away_from_a_terminal_every_event_is_one_plain_line(board: Board) -> None:

@@ -43,6 +43,29 @@ def test_what_is_not_saved_needs_no_room(tmp_path: Path) -> None:
     assert room_for(load_config(tmp_path / "search.yaml"), trials=2, keep_best=3).needed == 0
 
 
+def test_of_conditional_and_restricted_spaces_the_largest_valid_model_counts(tmp_path: Path) -> None:
+    """Here the one with most points, which is not that with the greatest width, or one that a condition opens."""
+    content: dict[str, Any] = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    space = {
+        "mm_projector_type": {"choice": ["swin_conv", "deformable"]},
+        "mm_hidden_dim": {"choice": [32, 64], "when": "mm_projector_type == 'deformable'"},
+        "mm_n_points": {"choice": [1, 64], "when": "mm_projector_type == 'deformable'"},
+        "tune_mm_mlp_adapter": {"choice": [True, False]},
+    }
+    del content["arguments"]["mm_projector_type"]
+    content |= {"space": space, "require": ["mm_hidden_dim + mm_n_points <= 96"], "baselines": []}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(content))
+    config = load_config(tmp_path / "search.yaml")
+    room = room_for(config, trials=1, keep_best=1)
+    every = []
+    for setting in config.space.combinations():
+        (tmp_path / "one.yaml").write_text(yaml.safe_dump(content | {"require": []}))
+        one = load_config(tmp_path / "one.yaml", [f"{name}={value}" for name, value in setting.items()])
+        every.append(room_for(one, trials=1, keep_best=1))
+    assert (room.checkpoint, room.model) == (max(r.checkpoint for r in every), max(r.model for r in every))
+    assert len({each.checkpoint for each in every}) > 3
+
+
 def test_a_budget_that_is_too_small_is_refused(tmp_path: Path) -> None:
     room = Room(trials=2, checkpoint=GB, models=1, model=GB // 2)
     room.check(tmp_path, 4.5)

@@ -8,10 +8,14 @@ import pytest
 import yaml
 
 from psalm.train.fields import SettingError
+from psalm.train.records import RunRecords
+from tune.board import Outcome
 from tune.config import SearchConfig, check_data, load_config
 from tune.dependents import Dependents
+from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
 from tune.resources import TrialResources
+from tune.state import SearchState
 
 EXPERIMENTS = DEFAULT_CONFIG.parent
 
@@ -339,7 +343,7 @@ def test_setting_a_leader_to_a_value_without_an_entry_is_refused_unless_its_foll
 
 def test_rules_between_arguments_see_what_follows(load: Any) -> None:
     dependent = {"swin_type": {"bf16": {"base": True, "large": False}, "fp16": {"base": True, "large": False}}}
-    with pytest.raises(SettingError, match="fp16 and bf16 must not both be true"):
+    with pytest.raises(SettingError, match=r"swin_type = base is not in the space \(one of large\)"):
         load(**following(dependent=dependent))
     dependent = {"swin_type": {"seg_task": {"base": "panoptic", "large": "semantic"}}}
     with pytest.raises(SettingError, match="metric = 'eval_pq' must be a metric of every trial"):
@@ -382,3 +386,123 @@ def test_variables_that_are_not_set_are_refused_together_when_files_are_looked_a
     assert str(error.value) == (
         "not set in the environment: PHI (model_name_or_path), BASE, LARGE (vision_tower); export them"
     )
+
+
+def conditional(**changes: Any) -> dict[str, Any]:
+    """A search over both projectors, of which one has settings of its own."""
+    return {
+        "space": {
+            "mm_projector_type": {"choice": ["deformable", "swin_conv"]},
+            "mm_n_points": {"choice": [2, 4, 8], "when": "mm_projector_type == 'deformable'"},
+            "mm_reference_points": {"choice": ["center", "learned"], "when": "mm_projector_type == 'deformable'"},
+            "per_device_train_batch_size": {"choice": [2, 4, 8]},
+            "gradient_accumulation_steps": {"choice": [1, 2, 4]},
+        },
+        "dependent": {"mm_reference_points": {"weight_decay": {"center": 0.1, "learned": 0.2}}},
+        "require": ["per_device_train_batch_size * gradient_accumulation_steps <= 8"],
+        "baselines": [{"mm_projector_type": "swin_conv"}, {"mm_projector_type": "deformable", "mm_n_points": 8}],
+        "arguments": {
+            "max_steps": 30,
+            "eval_steps": 10,
+            "mm_n_points": 2,
+            "weight_decay": 0.5,
+            "mm_reference_points": "learned",
+        },
+    } | changes
+
+
+def test_a_baseline_has_what_applies_to_it(load: Any) -> None:
+    config = load(**conditional())
+    batches = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert config.baselines == (
+        batches | {"mm_projector_type": "swin_conv"},
+        batches | {"mm_projector_type": "deformable", "mm_n_points": 8, "mm_reference_points": "learned"},
+    )
+    trained = [(s["mm_n_points"], s["weight_decay"]) for s in config.examples()[:2]]
+    assert trained == [(2, 0.5), (8, 0.2)], "where it is not searched, an argument has its fixed value"
+
+
+def test_conditions_and_rules_are_in_the_record(load: Any) -> None:
+    record = json.loads(json.dumps(load(**conditional()).as_record()))
+    assert record["space"]["mm_n_points"] == "one of 2, 4, 8 when mm_projector_type == 'deformable'"
+    assert record["require"] == ["per_device_train_batch_size * gradient_accumulation_steps <= 8"]
+    assert load().as_record()["require"] == []
+
+
+def test_setting_what_conditions_are_about_decides_them(load: Any) -> None:
+    config = load("mm_projector_type=swin_conv", **conditional())
+    assert set(config.space.names) == {"per_device_train_batch_size", "gradient_accumulation_steps"}
+    assert config.dependents == Dependents()
+    assert config.baselines == ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},)
+    assert config.notes == ("baseline 2 is left out: with what --set fixes it is the same as one before it",)
+    assert {(s["mm_n_points"], s["weight_decay"]) for s in config.examples()} == {(2, 0.5)}
+    config = load("mm_projector_type=deformable", **conditional())
+    assert config.space.conditions == {}
+    assert [setting["mm_n_points"] for setting in config.baselines] == [2, 8]
+
+
+def test_setting_a_conditional_argument_fixes_it_in_all_trials(load: Any) -> None:
+    config = load("mm_n_points=4", "mm_reference_points=center", **conditional())
+    assert config.space.conditions == {}
+    assert {(s["mm_n_points"], s["weight_decay"]) for s in config.examples()} == {(4, 0.1)}
+
+
+def test_what_a_search_changes_by_default_holds_where_an_argument_is_not_searched(load: Any) -> None:
+    space = {"mm_n_points": {"choice": [2, 4]}, "eval_strategy": {"choice": ["steps"], "when": "mm_n_points == 4"}}
+    assert {s["eval_strategy"] for s in load(space=space, baselines=None).examples()} == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"baselines": [{"mm_projector_type": "swin_conv", "mm_n_points": 8}]},
+            "baseline 1: mm_n_points = 8, but it is searched only when mm_projector_type == 'deformable'; leave it out",
+        ),
+        (
+            {"baselines": [{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}]},
+            "baseline 1: per_device_train_batch_size = 8 with gradient_accumulation_steps = 4 is not in the space; "
+            "required: per_device_train_batch_size * gradient_accumulation_steps <= 8",
+        ),
+        (
+            {"require": ["per_device_train_batch_size < batch_size"]},
+            "require: per_device_train_batch_size < batch_size: 'batch_size' (column 31) is not an argument",
+        ),
+        ({"require": [True]}, "require = True must be a condition on arguments, e.g. mm_n_points <= 8"),
+        ({"require": "mm_n_points < 4"}, "search.yaml: require = 'mm_n_points < 4' must be a list"),
+        (
+            {"space": {"learning_rate": {"loguniform": [1e-4, 1e-2], "if": "bf16"}}, "dependent": None},
+            "may have a condition besides (when)",
+        ),
+    ],
+)
+def test_a_mistake_in_conditions_is_refused(load: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as error:
+        load(**conditional(**changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_conditional_search_goes_on_from_its_records(load: Any, tmp_path: Path) -> None:
+    """A trial without an argument is of the search; what is proposed next is what would have been."""
+    config = load(**conditional(sampler={"n_startup_trials": 4}))
+
+    def run(folder: Path, stops: tuple[int, ...]) -> list[Any]:
+        proposed = []
+        for until in (*stops, 16):
+            with RunRecords(folder) as records:
+                state = SearchState(config, records, num_samples=16)
+                state.begin()
+                for _ in range(len(proposed), until):
+                    job = state.next_job()
+                    assert job is not None
+                    proposed.append(dict(job.params))
+                    state.result(job.number, 30, float(job.params.get("mm_n_points", 0)))
+                    state.end(job.number, Outcome.COMPLETED)
+        return proposed
+
+    whole = run(tmp_path / "whole", ())
+    assert whole == run(tmp_path / "resumed", (3, 9))
+    assert {len(params) for params in whole} == {3, 5}
+    with RunRecords(tmp_path / "whole") as records, pytest.raises(SearchError, match="trial 1 is not of this search"):
+        SearchState(load("mm_n_points=2", **conditional()), records, num_samples=16)

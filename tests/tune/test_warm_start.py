@@ -111,6 +111,21 @@ def test_fewer_and_more_arguments(config: SearchConfig, client: MlflowClient, tm
     assert [each.params for each in found] == [{"learning_rate": 1e-3}]
 
 
+def test_a_trial_is_taken_without_the_arguments_that_would_not_be_searched_in_it(
+    config: SearchConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    record_search(
+        tmp_path,
+        replace(config, name="before"),
+        [(SETTING, 70.0, "FINISHED", {}), (SETTING | {"swin_type": "large", "mm_n_points": 8}, 60.0, "FINISHED", {})],
+    )
+    conditional = tmp_path / "conditional.yaml"
+    space = "{mm_n_points: {choice: [2, 4], when: swin_type == 'base'}, swin_type: {choice: [base, large]}}"
+    conditional.write_text(f"{{name: s, num_samples: 2, space: {space}, arguments: {{max_steps: 150}}}}")
+    found, _ = read_earlier(client, ["before"], load_config(conditional))
+    assert [each.params for each in found] == [{"swin_type": "base", "mm_n_points": 4}, {"swin_type": "large"}]
+
+
 def test_an_unknown_experiment_is_named_with_those_there_are(config: SearchConfig, client: MlflowClient) -> None:
     with pytest.raises(SearchError, match="--warm-start nowhere: there is no such experiment; there are Default"):
         read_earlier(client, ["nowhere"], config)
