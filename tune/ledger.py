@@ -136,6 +136,8 @@ def run_name(number: int, params: Mapping[str, Any]) -> str:
     for name in [n for n in _SHORT_NAMES if n in params] + [n for n in params if n not in _SHORT_NAMES]:
         value = params[name]
         label = "" if isinstance(value, str) else f"{name}="
+        if isinstance(value, str):
+            value = value.rpartition("/")[2] or value  # of a path, what tells it from others
         if isinstance(value, float):
             mantissa, _, exponent = f"{value:.1e}".partition("e")
             value = f"{mantissa}e{int(exponent)}"

@@ -111,6 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"Interrupted by {interrupt}", style="magenta")
         exit_code = interrupt.exit_code
     print_results(state.board, folder, opened.tracker.uri, console)
+    if exit_code == 0 and state.board.trials:
+        from tune.compare import report_search  # what draws is needed now, and not before
+
+        with console.status("Drawing the report"):
+            line = report_search(opened.tracker.uri, opened.tracker.search_run_id, folder)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return exit_code or (0 if state.board.best else 1)
 
 

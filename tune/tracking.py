@@ -178,6 +178,11 @@ class Tracker:
         """Whether a trial was started and not finished since."""
         return self._ledger.runs[str(number)].status is None
 
+    @property
+    def search_run_id(self) -> str | None:
+        """The parent's run in MLflow, as soon as there is one."""
+        return self._ledger.runs[PARENT].run_id
+
     def run_id(self, number: int) -> str | None:
         """A trial's run in MLflow, as soon as there is one."""
         return self._ledger.runs[str(number)].run_id

@@ -18,6 +18,8 @@ _GROUPS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first of COCOeval's statistics, in its order."""
 _UNDEFINED = -1
 """COCOeval's figure for a group without ground truth."""
+_ALL_AREAS, _MOST_DETECTIONS = 0, -1
+"""Places in COCOeval's table of precisions [threshold, recall, category, area, detections]."""
 _REQUIRED_KEYS = {
     "images": ("id", "height", "width"),
     "categories": ("id",),
@@ -48,6 +50,7 @@ class InstanceAP:
         self._categories = {category["id"]: category for category in ground_truth["categories"]}
         self._annotations = ground_truth["annotations"]
         self._results: dict[int, Records] = {}
+        self._last: tuple[int, COCOeval] | None = None  # of how many images, and what was found
 
     def update(
         self,
@@ -104,6 +107,26 @@ class InstanceAP:
         A group without ground truth in the images counted is left out; one with ground truth and without detections
         has AP 0.
         """
+        figures = zip(_GROUPS, self._evaluation().stats.tolist(), strict=False)
+        return {name: 100 * figure for name, figure in figures if figure != _UNDEFINED}
+
+    def per_category(self) -> dict[int, dict[str, float]]:
+        """``ap`` in percent of every category with ground truth in the images counted, by its id."""
+        evaluation = self._evaluation()
+        precision = evaluation.eval["precision"][:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+        return {
+            category: {"ap": 100 * float(of_category[of_category != _UNDEFINED].mean())}
+            for category, of_category in zip(evaluation.params.catIds, precision.transpose(2, 0, 1), strict=True)
+            if (of_category != _UNDEFINED).any()
+        }
+
+    def _evaluation(self) -> COCOeval:
+        """What pycocotools finds in the images counted so far; once for as many as there are."""
+        if self._last is None or self._last[0] != len(self._results):
+            self._last = (len(self._results), self._evaluate())
+        return self._last[1]
+
+    def _evaluate(self) -> COCOeval:
         images = [self._images[image_id] for image_id in self._results]
         truth = [annotation for annotation in self._annotations if annotation["image_id"] in self._results]
         # What COCO.loadRes adds to results; loadRes itself fails without any.
@@ -115,8 +138,7 @@ class InstanceAP:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        figures = zip(_GROUPS, evaluation.stats.tolist(), strict=False)
-        return {name: 100 * figure for name, figure in figures if figure != _UNDEFINED}
+        return evaluation
 
     def _coco(self, images: Records, annotations: Records) -> COCO:
         """pycocotools' view of annotations. They are copied, as it writes into them, and numbered from 1.

@@ -79,6 +79,13 @@ class Scorer(ABC, Generic[Answer]):
     def results(self, asked: Asked, answer: Answer) -> list[Result]:
         """The answer as entries of the official result format."""
 
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Class -> metric -> percent, of the classes that occur in what was counted; empty for tasks without classes.
+
+        The first metric is the one that the task's main metric is the mean of.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class PanopticAnswer:
@@ -121,6 +128,10 @@ class PanopticScorer(Scorer[PanopticAnswer]):
         file_name = str(PurePosixPath(asked.record.file_name).with_suffix(".png"))
         return [{"image_id": asked.record.image_id, "file_name": file_name, "segments_info": segments}]
 
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """See ``Scorer``."""
+        return {self.data.classes[index].name: values for index, values in self.metric.per_category().items()}
+
 
 class SemanticScorer(Scorer[np.ndarray]):
     """Mean IoU of classes; an answer is the class of every pixel, int64 [H, W]. Results as in COCO-Stuff."""
@@ -149,6 +160,10 @@ class SemanticScorer(Scorer[np.ndarray]):
             }
             for category in np.unique(answer).tolist()
         ]
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """See ``Scorer``."""
+        return {self.data.classes[index].name: values for index, values in self.metric.per_category().items()}
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,11 @@ class InstanceScorer(Scorer[InstanceAnswer]):
             }
             for category, score, mask in zip(ids, answer.scores.tolist(), answer.masks, strict=True)
         ]
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """See ``Scorer``."""
+        name_of = {info.id: info.name for info in self.data.classes}
+        return {name_of[category]: values for category, values in self.metric.per_category().items()}
 
 
 class ReferringScorer(Scorer[np.ndarray]):

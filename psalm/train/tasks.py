@@ -31,6 +31,8 @@ LOWER_IS_BETTER = ("location_error",)
 MEAN = "eval_mean"
 """The mean of the tasks' main metrics."""
 JOINED = "_joined"
+PER_CLASS_FILE = "per_class.json"
+"""Among a run's artifacts: task -> class -> metric -> percent, at the last evaluation."""
 
 
 def parse_tasks(value: Any) -> str:

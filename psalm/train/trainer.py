@@ -86,6 +86,8 @@ class PsalmTrainer(SavingTrainer):
         self.data = dict(data or {})
         self.shown: dict[str, list[tuple[Asked, Any]]] = {}
         """Task -> its first questions and their answers at the last evaluation."""
+        self.per_class: dict[str, dict[str, dict[str, float]]] = {}
+        """Task -> class -> metric -> percent at the last evaluation, of tasks with classes."""
         self.model: PsalmForSegmentation
         self.control: TrainerControl
         self.losses = LossWindow()
@@ -193,7 +195,9 @@ class PsalmTrainer(SavingTrainer):
             self._share_buffers()
             metrics: dict[str, float] = {}
             for task, evaluation in (eval_dataset or self.evaluations).items():
-                figures = self._score(evaluation).metric.compute()
+                scorer = self._score(evaluation)
+                figures = scorer.metric.compute()
+                self.per_class[task] = scorer.per_class()
                 metrics |= {
                     metric_name(task, name, self.settings, metric_key_prefix): value for name, value in figures.items()
                 }

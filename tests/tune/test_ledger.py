@@ -12,6 +12,7 @@ def test_names_read_like_the_settings() -> None:
     assert run_name(7, params) == "0007 d256 h8 p4 lr6.0e-5 base"
     assert run_name(12, {"weight_decay": 0.05, "fp16": True}) == "0012 weight_decay=5.0e-2 fp16=True"
     assert run_name(3, {}) == "0003"
+    assert run_name(4, {"vision_tower": "/data/weights/swin_base.pkl", "seed": 7}) == "0004 swin_base.pkl seed=7"
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

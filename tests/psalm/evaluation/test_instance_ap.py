@@ -123,6 +123,36 @@ def test_equals_pycocotools_on_random_data(seed):
     assert metric.results() == results
 
 
+def test_ap_of_a_category_is_that_of_ground_truth_and_detections_without_the_others():
+    truth, updates = random_data(0)
+    found = counted(truth, updates).per_category()
+    assert len(found) > 1
+    for category, figures in found.items():
+        of_category = {
+            **truth,
+            "categories": [each for each in truth["categories"] if each["id"] == category],
+            "annotations": [each for each in truth["annotations"] if each["category_id"] == category],
+        }
+        kept = [
+            (
+                image_id,
+                categories[categories == category],
+                scores[categories == category],
+                masks[categories == category],
+            )
+            for image_id, categories, scores, masks in updates
+        ]
+        assert figures == {"ap": pytest.approx(direct(of_category, kept)[0]["ap"], abs=1e-9)}
+
+
+def test_figures_follow_what_is_counted():
+    truth, updates = random_data(0)
+    metric = counted(truth, updates[:-1])
+    metric.compute()
+    metric.update(*updates[-1])
+    assert metric.compute() == counted(truth, updates).compute()
+
+
 def test_only_counted_images_are_evaluated():
     truth, updates = random_data()
     expected, _ = direct(truth, updates[:3])

@@ -50,6 +50,7 @@ ALL = ",".join(TASKS)
 
 OF_ONE_TASK = {f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "curves.png", "predictions.png")}
 """Artifacts of a run of one task."""
+PER_CLASS = "artifacts/per_class.json"
 
 
 def logged(folder: str) -> dict[str, dict[int, float]]:
@@ -84,9 +85,7 @@ def test_run_records_everything(arguments: Make, capfd: pytest.CaptureFixture[st
     assert [r["event"] for r in records if r["kind"] == "event"] == ["started", "completed"]
 
     artifacts = {r["path"] for r in records if r["kind"] == "artifact"}
-    assert artifacts == {
-        f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "predictions.png", "curves.png")
-    }
+    assert artifacts == OF_ONE_TASK | {PER_CLASS}
     assert Image.open(folder / "artifacts/predictions.png").height > 4 * 100, "four images in rows"
     (of_tower,) = (folder / "artifacts/weights.txt").read_text().splitlines()
     report = r"  weights: .*model\.safetensors: 0 loaded, 1 \(nothing\) unused, \d+ \(model\.vision_tower\."
@@ -115,9 +114,11 @@ def test_every_task_has_its_losses_metrics_and_pictures(arguments: Make, task: s
     assert all(0.0 <= metrics[name] <= 100.0 for name in expected)
     assert {name: history[name] for name in expected} == {name: {2: metrics[name]} for name in expected}
     artifacts = {r["path"] for r in read_records(folder) if r["kind"] == "artifact"}
-    assert artifacts == {
-        f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "predictions.png", "curves.png")
-    }
+    assert artifacts == OF_ONE_TASK | ({PER_CLASS} if task in CLASS_TASKS else set())
+    if task in CLASS_TASKS:
+        (classes,) = json.loads((folder / PER_CLASS).read_text()).values()
+        main = [next(iter(of_class.values())) for of_class in classes.values()]
+        assert statistics.mean(main) == pytest.approx(metrics[f"eval_{MAIN[task]}"], rel=1e-9)
 
 
 def test_expressions_without_a_target_have_figures_of_their_own(
@@ -208,7 +209,9 @@ def test_metrics_of_a_mixture_are_named_by_task_and_led_by_their_mean(mixture: M
 def test_pictures_and_predictions_of_a_mixture_are_named_by_task(mixture: Mixture) -> None:
     artifacts = {r["path"] for r in read_records(mixture.folder) if r["kind"] == "artifact"}
     pictures = {f"artifacts/predictions_{task}.png" for task in TASKS}
-    assert artifacts == {"artifacts/config.yaml", "artifacts/weights.txt", "artifacts/curves.png", *pictures}
+    others = {f"artifacts/{name}" for name in ("config.yaml", "weights.txt", "curves.png", "per_class.json")}
+    assert artifacts == others | pictures
+    assert json.loads((mixture.folder / PER_CLASS).read_text()).keys() == set(CLASS_TASKS)
     results = {path.name for path in (mixture.folder / "predictions").iterdir()}
     assert results == {"panoptic_predictions", *(f"{task}_predictions.json" for task in TASKS)}
 
