@@ -41,7 +41,9 @@ class Trial:
         """Seconds that it had run at a time; those of a trial that ran in several parts are spread evenly."""
         if at >= self.ended:
             return self.row.seconds
-        return self.row.seconds * max(at - self.started, 0.0) / (self.ended - self.started)
+        if at <= self.started:
+            return 0.0
+        return self.row.seconds * (at - self.started) / (self.ended - self.started)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from tune.costs import STEP_SECONDS
 
 BEST, BASELINE, WHOLE, STOPPED, FAILED = "#0b7a4b", "#d9730d", "#4a78b5", "#a9b4c0", "#c4314b"
 INK, FAINT = "#333a42", "#e3e7ec"
+"""What trials are, and what text and lines are drawn in."""
 SEARCHES = ("#4a78b5", "#8e5ea2", "#2a9d8f", "#b5654a", "#6b7f2a", "#b04a7f", "#5a5a5a", "#c2a02f")
+"""Colours of searches where there are several."""
 STYLE: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -81,12 +83,14 @@ def draw_order(search: Search, trial: Trial) -> int:
 
 
 def symbol_of(search: Search, trial: Trial) -> str:
+    """Matplotlib's marker, by what a trial is."""
     if trial is search.best:
         return "*"
     return "D" if trial is search.baseline else "o"
 
 
 def size_of(search: Search, trial: Trial) -> float:
+    """Of its marker, in points."""
     return {"*": 15.0, "D": 8.0, "o": 7.0}[symbol_of(search, trial)]
 
 

@@ -39,6 +39,7 @@ WIDTH = 12.0
 MOST_COLUMNS = 5
 """Of panels."""
 MANY_CLASSES = 40
+"""Of more only those that differ most are drawn."""
 BELOW, AT_BOTTOM = -0.14, 0.04
 """Where trials without a final value are: below the axis of the metric, and as a fraction of a panel's height."""
 TIMES = {
@@ -249,24 +250,23 @@ def draw_pareto(place: int, search: Search, measures: Iterable[str]) -> Figure |
     """
     metric = search.board.metric
     completed = [trial for trial in search.proposed if trial.row.status == Status.COMPLETED]
-    known = [
-        measure
+    measured = {
+        measure: [trial for trial in completed if measure in trial.measures]  # one that was not trained has no costs
         for measure in measures
-        if completed and all(measure in trial.measures for trial in completed) and measure != metric
-    ]
+        if measure != metric
+    }
+    known = {measure: trials for measure, trials in measured.items() if trials}
     if not known:
         return None
     figure = Figure(figsize=(WIDTH if len(known) > 1 else WIDTH / 2, 4.2))
     panels = figure.subplots(1, len(known), sharey=True, squeeze=False)
-    for axes, measure in zip(panels.flat, known, strict=True):
-        points = [
-            (scaled(measure, trial.measures[measure]), trial.row.values[trial.row.evaluated]) for trial in completed
-        ]
+    for axes, (measure, trials) in zip(panels.flat, known.items(), strict=True):
+        points = [(scaled(measure, trial.measures[measure]), trial.row.values[trial.row.evaluated]) for trial in trials]
         front = pareto_front(points, (better_when(measure), search.board.mode))
         corners = sorted(points[index] for index in front)
         where = "post" if better_when(measure) == "min" else "pre"
         axes.step(*zip(*corners, strict=True), where=where, color=INK, linewidth=1.2, zorder=1)
-        for index, (trial, point) in enumerate(zip(completed, points, strict=True)):
+        for index, (trial, point) in enumerate(zip(trials, points, strict=True)):
             axes.plot(
                 *point,
                 symbol_of(search, trial),
@@ -277,7 +277,7 @@ def draw_pareto(place: int, search: Search, measures: Iterable[str]) -> Figure |
                 gid=trial_mark(place, trial),
             )
         axes.set(xlabel=label_of(measure))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(0.08)
     panels.flat[0].set_ylabel(label_of(metric))
     handles = [*legend_of(search, "points", final=True), Line2D([], [], color=INK, label="front")]

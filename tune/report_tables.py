@@ -8,8 +8,9 @@ from tune.comparison import COST_MEASURES, Search, Trial
 from tune.confirmation import LEVEL, TEST, differences_of, samples_of
 from tune.progress import clock, number
 from tune.ranks import early_to_final
+from tune.report_marks import label_of, scaled
 from tune.report_page import Cell, Row, badges, figure_cell, table, trial_link, word
-from tune.report_plots import TIMES, label_of, scaled
+from tune.report_plots import TIMES
 from tune.report_words import difference_to_baseline, hours, status_words
 
 

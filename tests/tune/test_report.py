@@ -17,7 +17,9 @@ from tests.tune.recorded_searches import FULL, Made, curve, record_search, twelv
 from tune.board import Status
 from tune.comparison import Search, Trial
 from tune.report import write_report
+from tune.report_plots import TIMES
 from tune.report_words import describe_in_markdown, hours, summary
+from tune.results import TIMES as OF_A_SEARCH
 from tune.scales import Scale
 from tune.search_runs import find_searches, open_store, read_search
 
@@ -106,6 +108,10 @@ def test_every_trial_is_in_the_pictures_that_show_it(written: Written) -> None:
     assert sorted(parallel) == list(range(12))
     assert sorted(slices) == sorted(list(range(12)) * 4)
     assert sorted(pareto) == sorted(completed * 3)
+
+
+def test_all_that_time_goes_into_has_a_colour() -> None:
+    assert tuple(TIMES) == OF_A_SEARCH
 
 
 def test_names_and_reasons_are_no_html(written: Written) -> None:
