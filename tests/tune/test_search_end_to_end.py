@@ -83,7 +83,7 @@ def test_every_trial_kept_its_own_records(search: Finished) -> None:
 
 def test_the_output_is_for_people(search: Finished) -> None:
     lines = search.output.splitlines()
-    assert len(lines) < 45, search.output
+    assert len(lines) < 50, search.output  # the space, its fixed values and baselines take a dozen
     for noise in ("Warning", "Traceback", "(pid=", "ERROR", "INFO", "DeprecationWarning"):
         assert noise not in search.output
     assert any("trial 0 step 4/4, eval_pq" in line for line in lines)
