@@ -39,13 +39,23 @@ class StudyFile:
         self.config = config
         self.board = board
         self.run_id = run_id
+        # Of a process that was killed as it wrote: waiting for it takes half a minute, or for ever in a moved folder.
+        Path(f"{self.path}.lock").unlink(missing_ok=True)
         if not self._open():
             self._make()
         self.update()
 
     def update(self) -> None:
-        """Writes what is new on the board; nothing if nothing is. A study that somebody has deleted is made anew."""
-        if not self.path.exists() or self.config.name not in _names(self._storage):
+        """Writes what is new on the board; nothing if nothing is. What somebody has deleted or damaged is made anew."""
+        try:
+            self._write()
+        except ValueError:  # a line of another process is damaged
+            self._make()
+            self._write()
+
+    def _write(self) -> None:
+        is_whole = self.path.exists() and self.path.read_bytes().endswith(b"\n")
+        if not is_whole or self.config.name not in _names(self._storage):
             self._make()
         rows, trials = self.board.proposed, self._trials()
         for index, (row, known) in enumerate(zip(rows, trials, strict=False)):
