@@ -134,6 +134,8 @@ class Board:
     """The trial of the recommended setting, which others are compared to."""
     confirming: int = 0
     """Trials planned that confirm others."""
+    exhausts: bool = False
+    """Whether the trials planned are all that there can be, as no setting of the space is tried twice."""
 
     def begin(self, at: float) -> None:
         """A run of the search begins."""

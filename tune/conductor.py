@@ -1,4 +1,4 @@
-"""Conducts a running search: asks its state, and tells the display, MLflow and the workers what came of it."""
+"""Conducts a running search: asks its state; tells the display, MLflow, the study's file and the workers what came."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from tune.limits import Limits
 from tune.progress import Progress
 from tune.results import summary, write_summary
 from tune.state import Job, SearchState
+from tune.study_file import StudyFile
 from tune.tracking import Tracker
 from tune.trial import TrialPlan
 
@@ -46,6 +47,7 @@ class Conductor:
         desk: through which workers are told.
         signal: what has interrupted the search, if anything.
         keeper: of the trials' files.
+        study_file: the view for Optuna's tools.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Conductor:
         desk: ActorHandle[Any],
         signal: Callable[[], Interrupted | None],
         keeper: Keeper,
+        study_file: StudyFile,
     ) -> None:
         self.state = state
         self.plan = plan
@@ -67,6 +70,7 @@ class Conductor:
         self.desk = desk
         self.signal = signal
         self.keeper = keeper
+        self.study_file = study_file
         self._ending_until: float | None = None
         self._seen: dict[int, int] = {}
         self._next_poll = 0.0
@@ -85,6 +89,7 @@ class Conductor:
             self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params, row.confirms)
             self._read_step(row)
             self.progress.started(row)
+        self.study_file.update()
         return job
 
     def _tell_answers(self) -> None:
@@ -101,6 +106,7 @@ class Conductor:
         self._fetch(number)
         goes_on = self.state.result(number, step, value)
         self.desk.decide.remote(job, goes_on)
+        self.study_file.update()
         self.progress.evaluated(self.state.board.trials[number])
         return goes_on
 
@@ -109,6 +115,7 @@ class Conductor:
         self.desk.forget.remote(job)
         self._fetch(number)
         row = self.state.end(number, outcome, reason or self.state.closed)
+        self.study_file.update()
         self.progress.ended(row)
         if row.status in FINAL:
             finish(self.tracker, row)
@@ -171,10 +178,11 @@ class Conductor:
 
 @dataclass
 class SearchRun:
-    """What is known of a search's run only once Ray is up."""
+    """What belongs to one run of a search."""
 
+    study_file: StudyFile
     at_once: int = 0
-    """Trials at a time."""
+    """Trials at a time; known once Ray is up."""
 
 
 @contextmanager
@@ -186,7 +194,7 @@ def concluded(state: SearchState, tracker: Tracker, plan: TrialPlan) -> Iterator
     search_run_id = tracker.start_search(state.config.as_record())
     state.begin()
     tell_ends(state, tracker, plan)
-    run = SearchRun()
+    run = SearchRun(StudyFile(plan.folder, state.config, state.board, tracker.run_id))
     status, reason = "FINISHED", "the search has ended"
     try:
         yield run
@@ -204,6 +212,7 @@ def concluded(state: SearchState, tracker: Tracker, plan: TrialPlan) -> Iterator
         if status == "FINISHED" and state.board.best is None:
             status = "FAILED"
         state.conclude(status)
+        run.study_file.update()
         tell_ends(state, tracker, plan)
         content = summary(state.board, search_run_id, tracker.run_id, costs(state.board, plan.folder, run.at_once))
         write_summary(plan.folder, content)

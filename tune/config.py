@@ -1,6 +1,7 @@
 """What a search is asked to do: its YAML file and the command line, checked and merged."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from tune.resources import TrialResources, read_resources
 from tune.space import SearchSpace
 from tune.steps import first_evaluation_after_warmup
 
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "gp", "random", "qmc", "grid")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 OWNED = {
@@ -38,13 +39,30 @@ DEFAULTS = {"eval_strategy": "steps", "disable_tqdm": True}
 CHECKPOINTS = {"save_strategy": "eval_strategy", "save_steps": "eval_steps"}
 """Unless its file says otherwise, a trial saves a checkpoint whenever it is evaluated: it may have to go on from it."""
 
+MOST_IN_GRID = 10_000
+"""Settings that a grid may have."""
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Who proposes settings: ``tpe`` (arXiv 2304.11127) after some random start-up trials, or ``random``."""
+    """Who proposes settings. None proposes one twice, and all know the baselines.
+
+    ====== ===================================================================================================
+    tpe    Watanabe 2023, arXiv 2304.11127; multivariate. The default: any space, trials that are stopped early count,
+           and dozens of trials are enough
+    gp     a Gaussian process with the expected improvement in logarithms, Ament et al. 2023, arXiv 2310.20708. For few,
+           dear trials over numbers. It learns from trials of full length only, so with the scheduler ``none``; every
+           argument must be in every trial, whatever the others are
+    random Bergstra and Bengio 2012 (JMLR 13): what others are compared to; for many trials at a time
+    qmc    scrambled Sobol points, Owen 1998 (Journal of Complexity 14): as random, but spread evenly. To learn how the
+           metric depends on each argument, or before a search with ``--warm-start``
+    grid   every setting once, in a random order. For small spaces without continuous arguments, to their end
+    ====== ===================================================================================================
+    """
 
     name: str = "tpe"
     n_startup_trials: int = 10
+    """Of ``tpe`` and ``gp``: trials with results before the first that is not random."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,13 @@ class SearchConfig:
     def max_steps(self) -> int:
         """Length of a full trial in global steps."""
         return int(self.arguments["max_steps"])
+
+    @property
+    def most_trials(self) -> float:
+        """As many as there are settings, as only baselines may be listed twice; infinite with a continuous argument."""
+        if self.space.continuous:
+            return math.inf
+        return self.space.size + len(self.baselines) - len({frozenset(each.items()) for each in self.baselines})
 
     def examples(self) -> list[dict[str, Any]]:
         """All arguments of trials in which every baseline, and every value of the space, occurs."""
@@ -165,7 +190,7 @@ def load_config(
         num_samples=file_samples if num_samples is None else num_samples,
         max_concurrent=file_concurrent if max_concurrent is None else max_concurrent,
         seed=seed,
-        sampler=_sampler(file.section("sampler")),
+        sampler=_sampler(file.section("sampler"), space),
         scheduler=_scheduler(file.section("scheduler"), arguments, dependents, space),
         resources=_resources(file.section("resources"), resources),
         space=space,
@@ -176,6 +201,12 @@ def load_config(
         notes=notes,
     )
     file.refuse_rest()
+    if config.num_samples > config.most_trials:
+        most = int(config.most_trials)
+        note = (
+            f"num_samples = {config.num_samples}, but there are settings for {most} only: the search ends after those"
+        )
+        config = dataclasses.replace(config, num_samples=most, notes=(*config.notes, note))
     for settings in config.examples():
         check_settings(settings)
         if settings["eval_strategy"] == "no":
@@ -326,13 +357,38 @@ def _baselines(
     return tuple(baselines), tuple(notes)
 
 
-def _sampler(section: Section) -> SamplerConfig:
+def _sampler(section: Section, space: SearchSpace) -> SamplerConfig:
     config = SamplerConfig(
         name=section.choice("name", SAMPLERS, SamplerConfig.name),
         n_startup_trials=section.whole("n_startup_trials", SamplerConfig.n_startup_trials, low=1),
     )
     section.refuse_rest()
+    check_sampler(config.name, space)
     return config
+
+
+def check_sampler(name: str, space: SearchSpace) -> None:
+    """Whether a sampler can be used on a space.
+
+    Raises:
+        SearchError: it cannot.
+    """
+    if name == "grid" and space.continuous:
+        raise SearchError(
+            f"sampler: name = grid tries every setting, but {', '.join(space.continuous)} cannot be tried value by "
+            "value; use choice or int for that, or the sampler qmc"
+        )
+    if name == "grid" and space.size > MOST_IN_GRID:
+        raise SearchError(
+            f"sampler: name = grid tries every setting, but the space has {space.size:,}, of at most {MOST_IN_GRID:,}; "
+            "use the sampler qmc"
+        )
+    if name == "gp" and space.conditional:
+        names = [name for group in space.linked if group.conditional for name in group.names]
+        raise SearchError(
+            f"sampler: name = gp needs arguments that do not depend on each other, but {', '.join(names)} do; use the "
+            "sampler tpe"
+        )
 
 
 def _scheduler(

@@ -104,6 +104,8 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     if unfinished:
         console.print(f"{unfinished} of {board.num_samples} trials are not finished; to go on:", markup=False)
         console.print(f"  {resume_command(folder)}", markup=False, soft_wrap=True, highlight=False)
+    elif board.exhausts:
+        console.print("Every setting of the space has been tried.")
     best = content["best"]
     if best is None:
         console.print(f"No trial completed; results are in {folder}", style="red", markup=False, soft_wrap=True)

@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 desk,
                 session.interrupted,
                 Keeper(plan, options.keep_best),
+                run.study_file,
             )
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Lane, plan=plan, desk=desk), plan.own_resources),

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from psalm.train.arguments import with_defaults
 from psalm.train.fields import SettingError
-from tune.config import SAMPLERS, SCHEDULERS, SearchConfig, load_config
+from tune.config import SAMPLERS, SCHEDULERS, SearchConfig, check_sampler, load_config
 from tune.curve_file import Curves
 from tune.curves import DEFAULT_STORE, load_curves
 from tune.errors import SearchError
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         curves = load_curves(options.curves, options.tracking_uri)
         steps = evaluation_steps(with_defaults(config.arguments))
         refuse_misfit(curves, config, steps)
+        for sampler in (*options.samplers, options.reference[0]):
+            check_sampler(sampler, config.space)
     except (SettingError, TrackingError) as mistake:
         sys.stderr.write(f"tune.simulate: {' '.join(str(mistake).split())}\n")
         return 2

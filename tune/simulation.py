@@ -182,6 +182,8 @@ class Recorded:
         if not self._left:
             return None
         proposed = propose(self.config, board.trials.values())
+        if proposed is None:
+            return None
         nearest = self.settings.nearest(proposed, self._left)
         self._left.remove(nearest)
         return self.runs[nearest]

@@ -65,7 +65,7 @@ class SearchState:
     Args:
         config: the search.
         records: of the search's folder.
-        num_samples: trials in all, which may be more than when the search began.
+        num_samples: trials in all, which may be more than when the search began; not more than there are settings.
         max_failures: how often the processes of one trial may die before it has failed.
         earlier: trials of other searches, for the sampler of one that begins.
 
@@ -86,7 +86,13 @@ class SearchState:
         self.config = config
         self.max_failures = max_failures
         self.board = Board(
-            config.name, config.metric, config.mode, config.max_steps, num_samples, dependents=config.dependents
+            config.name,
+            config.metric,
+            config.mode,
+            config.max_steps,
+            num_samples=int(min(num_samples, config.most_trials)),
+            dependents=config.dependents,
+            exhausts=num_samples >= config.most_trials,
         )
         self.board.baseline = 0 if config.baselines else None
         self.earlier = tuple(earlier)
@@ -202,6 +208,7 @@ class SearchState:
         while self._proposals_left:
             number = len(self.board.trials)
             params = propose(self.config, self.board.proposed, self.earlier)
+            assert params is not None, f"there are at most {self.config.most_trials} trials"
             self._record("proposed", number=number, params=params, rung=self._first_rung(params))
             known = answer(self.earlier, params)
             if known is None:

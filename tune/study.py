@@ -1,22 +1,20 @@
 """An Optuna study of a search's trials proposes the next settings, and is told what really happened.
 
 A proposal is a function of the search's settings, its trials and the new trial's number. The study is made anew from
-the trials for each, and so is the sampler, whose random numbers come from the search's seed and the trial's number: a
-search that is resumed proposes what it would have proposed.
+the trials for each, and so is the sampler (``tune.samplers``), whose random numbers come from the search's seed and the
+trial's number: a search that is resumed proposes what it would have proposed.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from tune.board import Status, TrialRow
 from tune.config import SearchConfig
 from tune.parameters import Value
+from tune.samplers import suggestions
 from tune.space import SearchSpace
 from tune.warm_start import Earlier, aligned
 
@@ -29,13 +27,18 @@ _STATES = {
 }
 
 
-def propose(config: SearchConfig, rows: Iterable[TrialRow], earlier: Iterable[Earlier] = ()) -> dict[str, Value]:
-    """The setting of the trial after those in ``rows``: a baseline, then the sampler's.
+def propose(config: SearchConfig, rows: Iterable[TrialRow], earlier: Iterable[Earlier] = ()) -> dict[str, Value] | None:
+    """The setting of the trial after those in ``rows``: a baseline, then the first of the sampler's that is new.
+
+    No setting is proposed twice, however its trial ended; only a file may list one several times, as baselines.
 
     Args:
         config: the search.
         rows: its trials, numbered from 0 without gaps.
         earlier: what the sampler knows besides.
+
+    Returns:
+        The setting; None if every setting of the space was had.
     """
     rows = list(rows)
     number = len(rows)
@@ -43,8 +46,8 @@ def propose(config: SearchConfig, rows: Iterable[TrialRow], earlier: Iterable[Ea
         return config.space.suggest(FixedTrial(config.space.study_params(config.baselines[number])))
     study = create_study(config, rows)
     study.add_trials(_known(params, value, config.space) for params, value in aligned(earlier, rows))
-    study.sampler = create_sampler(config, number)
-    return config.space.suggest(study.ask())
+    had = {frozenset(row.params.items()) for row in rows}
+    return next((new for new in suggestions(config, number, study) if frozenset(new.items()) not in had), None)
 
 
 def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study:
@@ -56,27 +59,12 @@ def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MAXIMIZE if config.mode == "max" else StudyDirection.MINIMIZE
     study = optuna.create_study(direction=direction)
-    study.add_trials(_frozen(row, config.space) for row in rows)
+    study.add_trials(trial_of(row, config.space) for row in rows)
     return study
 
 
-def create_sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of a name for a trial; TPE models all parameters jointly, in groups where their set differs."""
-    seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
-    if config.sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            n_startup_trials=config.sampler.n_startup_trials,
-            multivariate=True,
-            group=config.space.conditional,
-            constant_liar=True,
-            seed=seed,
-        )
-
-
-def _frozen(row: TrialRow, space: SearchSpace) -> FrozenTrial:
+def trial_of(row: TrialRow, space: SearchSpace) -> FrozenTrial:
+    """A trial as the study knows it, see ``create_study``."""
     params, distributions = _in_study(row.params, space)
     state = _STATES[row.status]
     return optuna.create_trial(

@@ -129,3 +129,11 @@ def test_where_the_time_went_is_shown(board: Board, tmp_path: Path) -> None:
 def test_a_trial_that_waits_is_shown_with_its_reason(board: Board, tmp_path: Path) -> None:
     board.finish(0, Status.WAITING, AT, "SIGTERM")
     assert "trial 0 waiting: SIGTERM" in printed(board, tmp_path)
+
+
+def test_that_nothing_is_left_to_try_is_said_once_all_trials_have_ended(board: Board, tmp_path: Path) -> None:
+    board.exhausts = True
+    line = "Every setting of the space has been tried."
+    assert line in printed(board, tmp_path)
+    board.finish(2, Status.WAITING, AT, "SIGTERM")
+    assert line not in printed(board, tmp_path)

@@ -175,7 +175,10 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
         ({"num_sample": 3}, "num_sample is not a setting of a search.*did you mean 'num_samples'"),
         ({"space": None}, "space is missing"),
         ({"space": ["mm_n_points"]}, "space = .* must be names with values"),
-        ({"sampler": {"name": "tpee"}}, "sampler.name = 'tpee' must be one of tpe, random; did you mean 'tpe'"),
+        (
+            {"sampler": {"name": "tpee"}},
+            "sampler.name = 'tpee' must be one of tpe, gp, random, qmc, grid; did you mean 'tpe'",
+        ),
         ({"sampler": {"startup": 4}}, "sampler.startup is not a setting"),
         ({"scheduler": {"name": "asha", "reduction_factor": 1}}, "reduction_factor = 1 must be a number above 1"),
         ({"scheduler": {"grace_period": 0}}, "grace_period = 0 must be a whole number of at least 1"),
@@ -325,7 +328,10 @@ def test_setting_a_leader_fixes_what_follows_it(load: Any) -> None:
     assert config.dependents == Dependents()
     assert {"swin_type": "large", "vision_tower": "/w/large.pkl", "seed": 2}.items() <= config.arguments.items()
     assert config.baselines == ({"mm_n_points": 4},)
-    assert config.notes == ("baseline 2 is left out: with what --set fixes it is the same as one before it",)
+    assert config.notes == (
+        "baseline 2 is left out: with what --set fixes it is the same as one before it",
+        "num_samples = 4, but there are settings for 2 only: the search ends after those",
+    )
 
 
 def test_setting_a_follower_fixes_it_for_all_trials(load: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from psalm.train.records import FILE_NAME, RunRecords, read_records
 from tune.board import Outcome, Status, trial_folder
-from tune.config import SchedulerConfig, SearchConfig, load_config
+from tune.config import SAMPLERS, SamplerConfig, SchedulerConfig, SearchConfig, load_config
 from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
 from tune.parameters import Real
@@ -33,6 +33,10 @@ CONDITIONAL = """
  scheduler: {grace_period: 15}, space: {
   mm_hidden_dim: {choice: [30, 32, 36]}, mm_n_heads: {choice: [2, 3, 4, 5, 8]}, mm_n_points: {int: [1, 9]},
   learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}
+"""
+DISCRETE = """
+{name: s, metric: eval_pq, num_samples: 1, arguments: {max_steps: 150}, scheduler: {name: none}, space: {
+  mm_hidden_dim: {choice: [32, 64]}, mm_n_points: {int: [1, 5, 2]}, learning_rate: {choice: [1.0e-3, 1.0e-2]}}}
 """
 FINAL = ("completed", "pruned", "failed")
 
@@ -75,7 +79,7 @@ class World:
     running: dict[int, Job] = field(default_factory=dict)
     position: dict[int, int] = field(default_factory=dict)
     ends: dict[int, tuple[Outcome, str | None]] = field(default_factory=dict)
-    proposals: dict[int, dict[str, Any]] = field(default_factory=dict)
+    proposals: dict[int, dict[str, Any] | None] = field(default_factory=dict)
     kills: int = 0
 
     def __post_init__(self) -> None:
@@ -177,8 +181,8 @@ class Recorded:
         return [number for number, is_left in numbers.items() if is_left]
 
 
-def record(config: SearchConfig, folder: Path, seed: int) -> Recorded:
-    world = World(config, folder / "search", random.Random(seed))
+def record(config: SearchConfig, folder: Path, seed: int, samples: int = SAMPLES) -> Recorded:
+    world = World(config, folder / "search", random.Random(seed), samples)
     world.run(at_once=2 + seed % 2)
     (folder / "cuts").mkdir()
     return Recorded(world, list(read_records(world.folder)), folder / "cuts")
@@ -256,6 +260,24 @@ def check_next(recorded: Recorded, count: int, state: SearchState) -> None:
 
 
 def test_cut_at_every_event_the_next_decision_is_the_same(recorded: Recorded) -> None:
+    for count in range(len(recorded.events) + 1):
+        state, records = recorded.cut(count)
+        with records:
+            check_next(recorded, count, state)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_discrete_space_is_searched_to_its_end_and_goes_on_from_any_event(sampler: str, tmp_path: Path) -> None:
+    """More trials than there are settings are asked for: each setting is had once, then the search is finished."""
+    file = tmp_path / "s.yaml"
+    file.write_text(DISCRETE)
+    config = replace(load_config(file), sampler=SamplerConfig(sampler, 10 if sampler == "gp" else 6))
+    recorded = record(config, tmp_path, 1, samples=99)
+    board = recorded.world.state.board
+    settings = [tuple(row.params.values()) for row in board.trials.values()]
+    assert sorted(settings) == sorted((d, p, lr) for d in (32, 64) for p in (1, 3, 5) for lr in (1e-3, 1e-2))
+    assert (board.num_samples, board.exhausts, board.fraction) == (12, True, 1)
+    assert recorded.world.kills >= 1
     for count in range(len(recorded.events) + 1):
         state, records = recorded.cut(count)
         with records:

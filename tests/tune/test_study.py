@@ -1,6 +1,7 @@
 """The contract with the study: it is told what really happened, and proposes what follows from that alone."""
 
 import math
+import statistics
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from tune.board import Board, Status
-from tune.config import SamplerConfig, SearchConfig, load_config
+from tune.config import SAMPLERS, SamplerConfig, SearchConfig, load_config
+from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
 from tune.parameters import Real
 from tune.space import SearchSpace
@@ -33,7 +35,9 @@ def board_of(config: SearchConfig) -> Board:
 def add(config: SearchConfig, board: Board) -> int:
     """One more trial, as the study proposes it; its number."""
     number = len(board.trials)
-    board.add(number, propose(config, board.trials.values()))
+    setting = propose(config, board.trials.values())
+    assert setting is not None
+    board.add(number, setting)
     board.start(number, 0.0)
     return number
 
@@ -146,7 +150,7 @@ def test_tpe_moves_towards_what_scored_well(tiny: SearchConfig) -> None:
     assert sum(distance[-15:]) / 15 < sum(distance[:8]) / 8
 
 
-@pytest.mark.parametrize("name", ["tpe", "random"])
+@pytest.mark.parametrize("name", ["tpe", "gp", "random", "qmc"])
 def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str) -> None:
     config = replace(tiny, sampler=SamplerConfig(name, 4))
     first, second = (simulate(config, 12, 2, fail=3) for _ in range(2))
@@ -155,18 +159,19 @@ def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str)
     assert first[1:] != other[1:]
 
 
-@pytest.mark.parametrize("name", ["tpe", "random"])
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc"])
 def test_no_two_trials_get_the_same_random_numbers(tiny: SearchConfig, name: str) -> None:
     """Each trial has a sampler of its own; all of one seed would propose one setting for ever."""
     proposed = simulate(replace(tiny, sampler=SamplerConfig(name, 100), baselines=()), 30, 2)
     assert len({params["learning_rate"] for params in proposed}) == 30
 
 
-def test_who_runs_already_is_taken_into_account(tiny: SearchConfig) -> None:
-    """Proposals beside running trials are not always those without them (constant liar)."""
+@pytest.mark.parametrize(("name", "seeds"), [("tpe", 6), ("gp", 1)])
+def test_who_runs_already_is_taken_into_account(tiny: SearchConfig, name: str, seeds: int) -> None:
+    """Proposals beside running trials are not always those without them (constant liar; joint improvement)."""
     differ = []
-    for seed in range(6):
-        config = replace(tiny, sampler=SamplerConfig("tpe", 4), baselines=(), seed=seed)
+    for seed in range(seeds):
+        config = replace(tiny, sampler=SamplerConfig(name, 4), baselines=(), seed=seed)
         board = board_of(config)
         for number in range(12):
             add(config, board)
@@ -190,3 +195,105 @@ def test_linked_parameters_are_modelled_and_always_valid(tmp_path: Path) -> None
     proposed = simulate(load_config(file), 60, 2)
     assert all(p["mm_hidden_dim"] % p["mm_n_heads"] == 0 for p in proposed)
     assert sum(map(score, proposed[-15:])) / 15 > sum(map(score, proposed[:8])) / 8
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    """A search of a space, as YAML says it."""
+
+    def load_space(space: str, sampler: str, samples: int = 1) -> SearchConfig:
+        file = tmp_path / "s.yaml"
+        file.write_text(
+            f"{{name: s, metric: eval_pq, num_samples: {samples}, arguments: {{max_steps: 9}}, "
+            f"sampler: {{name: {sampler}, n_startup_trials: 4}}, space: {{{space}}}}}"
+        )
+        return load_config(file)
+
+    return load_space
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_setting_is_proposed_twice_and_none_is_left_out(load: Any, name: str) -> None:
+    """TPE and GP would rather propose the best again and again; who failed is not tried again either."""
+    config = load("mm_n_points: {int: [1, 8]}, learning_rate: {choice: [1.0e-3, 1.0e-2]}", name)
+    proposed = simulate(config, 16, 2, fail=5)
+    assert len({tuple(setting.items()) for setting in proposed}) == 16
+    board = board_of(config)
+    for number, setting in enumerate(proposed):
+        board.add(number, setting)
+    assert propose(config, board.trials.values()) is None
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc"])
+def test_where_some_trials_have_a_continuous_argument_there_is_always_a_new_setting(load: Any, name: str) -> None:
+    config = load(
+        "mm_n_points: {choice: [2, 4, 8]}, offset_lr_multiplier: {uniform: [0.1, 1], when: mm_n_points == 8}", name
+    )
+    board = board_of(config)
+    for _ in range(20):
+        add(config, board)
+    settings = [tuple(row.params.items()) for row in board.trials.values()]
+    assert len(set(settings)) == 20
+    assert sum(len(setting) == 1 for setting in settings) == 2
+
+
+def test_a_grid_is_in_another_order_with_another_seed(load: Any) -> None:
+    config = load("mm_n_points: {int: [1, 20]}, learning_rate: {choice: [1.0e-3]}", "grid")
+    orders = [[setting["mm_n_points"] for setting in simulate(replace(config, seed=s), 20, 2)] for s in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(1, 21)) != orders[0]
+
+
+def test_qmc_has_every_part_of_the_space_equally_often(load: Any) -> None:
+    """Of 64 Sobol points, each of 8 x 8 equal boxes has one, on the scales of the arguments; random ones leave gaps."""
+    config = load("learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, mm_n_points: {int: [1, 8]}", "qmc")
+    boxes = [(int(4 * (math.log10(s["learning_rate"]) + 4)), s["mm_n_points"]) for s in simulate(config, 64, 3)]
+    assert len(set(boxes)) == 64
+
+
+def test_gp_moves_towards_what_scored_well(load: Any) -> None:
+    config = load("learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, mm_n_points: {int: [1, 8]}", "gp")
+    board = board_of(config)
+    for _ in range(14):
+        number = add(config, board)
+        board.report(number, FULL, score(dict(board.trials[number].params)))
+        board.finish(number, Status.COMPLETED, 0.0)
+    scores = [row.last for row in board.trials.values() if row.last is not None]
+    assert statistics.median(scores[4:]) > statistics.median(scores[:4]) + 3
+    assert max(scores[4:]) > max(scores[:4])
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "message"),
+    [
+        (
+            "learning_rate: {loguniform: [1.0e-4, 1.0e-2]}",
+            "grid",
+            "sampler: name = grid tries every setting, but learning_rate cannot be tried value by value; use choice or "
+            "int for that, or the sampler qmc",
+        ),
+        (
+            "mm_n_points: {int: [1, 200]}, num_queries: {int: [1, 100]}",
+            "grid",
+            "sampler: name = grid tries every setting, but the space has 20,000, of at most 10,000; use the sampler "
+            "qmc",
+        ),
+        (
+            "mm_n_points: {int: [1, 8]}, mm_hidden_dim: {choice: [30, 32]}, mm_n_heads: {choice: [2, 5]}",
+            "gp",
+            "sampler: name = gp needs arguments that do not depend on each other, but mm_hidden_dim, mm_n_heads do; "
+            "use the sampler tpe",
+        ),
+    ],
+)
+def test_a_space_that_a_sampler_cannot_search_is_refused(load: Any, space: str, name: str, message: str) -> None:
+    with pytest.raises(SearchError) as caught:
+        load(space, name)
+    assert str(caught.value) == message
+
+
+def test_no_more_trials_are_planned_than_there_are_settings(load: Any) -> None:
+    config = load("mm_n_points: {int: [1, 8]}", "tpe", samples=30)
+    assert config.num_samples == 8
+    assert config.notes == ("num_samples = 30, but there are settings for 8 only: the search ends after those",)
+    assert load("mm_n_points: {int: [1, 8]}", "tpe", samples=8).notes == ()
