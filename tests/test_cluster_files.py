@@ -20,8 +20,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from psalm.train.records import read_records
-from tune.conductor import ENDING_SECONDS
 from tune.options import parse_options
+from tune.trials.conductor import ENDING_SECONDS
 
 REPO = Path(__file__).resolve().parents[1]
 CLUSTER = REPO / "experiments" / "cluster"

@@ -9,12 +9,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from psalm.train.fields import SettingError
-from tune.comparison import Search, better_when
-from tune.connection import STORE_ERRORS, absolute_uri, connect, one_line, set_tags
-from tune.ledger import TrackingError
-from tune.report import write_report
-from tune.report_words import describe_in_markdown, summary
-from tune.search_runs import find_searches, open_store, read_search
+from tune.report.comparison import Search, better_when
+from tune.report.report import write_report
+from tune.report.search_runs import find_searches, read_search
+from tune.report.words import describe_in_markdown, summary
+from tune.tracking.connection import STORE_ERRORS, absolute_uri, connect, one_line, set_tags
+from tune.tracking.ledger import TrackingError
+from tune.tracking.store import DEFAULT_STORE, open_store
 
 PAGE, FOLDER = "report.html", "report"
 """In a search's folder: the page, and the folder of its pictures; among a run's artifacts the folder holds both."""
@@ -40,8 +41,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
-        default="sqlite:///runs/mlflow.db",
-        help="Read from the MLflow store at URI. The default is sqlite:///runs/mlflow.db, where a search puts it.",
+        default=DEFAULT_STORE,
+        help=f"Read from the MLflow store at URI. The default is {DEFAULT_STORE}, where a search puts it.",
     )
     parser.add_argument(
         "--output",

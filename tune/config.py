@@ -13,14 +13,14 @@ from psalm.train.arguments import argument_fields, check_inputs, check_setting, 
 from psalm.train.fields import expand_variables, nearest
 from psalm.train.inputs import check_variables
 from psalm.train.tasks import direction, metric_names
-from tune.dependents import Dependents
 from tune.errors import SearchError
-from tune.expressions import Expression
-from tune.parameters import Parameter, Value, read_space
 from tune.reading import Section, as_number, read_assignments, read_yaml
-from tune.resources import TrialResources, read_resources
-from tune.space import SearchSpace
-from tune.steps import first_evaluation_after_warmup
+from tune.space.dependents import Dependents
+from tune.space.expressions import Expression
+from tune.space.parameters import Parameter, Value, read_space
+from tune.space.space import SearchSpace
+from tune.study.steps import first_evaluation_after_warmup
+from tune.trials.resources import TrialResources, read_resources
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "grid")
 SCHEDULERS = ("asha", "hyperband", "median", "none")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psalm.train.records import Record, read_records
-from tune.board import Board, trial_folder
+from tune.study.board import Board, trial_folder
 
 STEP_SECONDS = "system/step_seconds"
 EVALUATION_SECONDS = ("system/eval_seconds", "system/pictures_seconds")

@@ -8,16 +8,16 @@ from typing import Any
 
 from psalm.train.records import RunRecords, read_records
 from tune.config import SearchConfig, check_data, load_config
-from tune.connection import connect, public_uri
 from tune.errors import SearchError
-from tune.ledger import Ledger
-from tune.limits import Limits
 from tune.options import LOCAL, Options, new_folder
-from tune.resources import Node
-from tune.room import room_for
-from tune.storage import TrialStorage, is_uri, open_storage
-from tune.tracking import Tracker
-from tune.warm_start import Earlier, read_earlier
+from tune.study.warm_start import Earlier, read_earlier
+from tune.tracking.connection import connect, public_uri
+from tune.tracking.ledger import Ledger
+from tune.tracking.tracker import Tracker
+from tune.trials.limits import Limits
+from tune.trials.resources import Node
+from tune.trials.room import room_for
+from tune.trials.storage import TrialStorage, is_uri, open_storage
 
 CONFIG_COPY = "search.yaml"
 """In a search's folder: the file that describes it, as it was when the search began."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tune.errors import SearchError
-from tune.limits import parse_duration
+from tune.trials.limits import parse_duration
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "experiments" / "search" / "tiny.yaml"
 LOCAL = "local"

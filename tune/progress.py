@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from psalm.train.arguments import argument_fields, with_defaults
-from tune.board import UNFINISHED, Board, Status, TrialRow
 from tune.config import SearchConfig
+from tune.study.board import UNFINISHED, Board, Status, TrialRow
 
 STYLES = {
     Status.WAITING: "magenta",

@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from psalm.train.checkpoint_files import FINAL_MODEL
-from tune.connection import STORE_ERRORS, absolute_uri, one_line
 from tune.errors import SearchError
-from tune.ledger import TrackingError
-from tune.search_runs import open_store
+from tune.tracking.connection import STORE_ERRORS, absolute_uri, one_line
+from tune.tracking.ledger import TrackingError
+from tune.tracking.store import DEFAULT_STORE, open_store
 
 REFUSED = 2
 
@@ -33,8 +33,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
-        default="sqlite:///runs/mlflow.db",
-        help="The MLflow store that has the run. The default is sqlite:///runs/mlflow.db, where a search puts it.",
+        default=DEFAULT_STORE,
+        help=f"The MLflow store that has the run. The default is {DEFAULT_STORE}, where a search puts it.",
     )
     parser.add_argument(
         "--model",

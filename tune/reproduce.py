@@ -25,26 +25,25 @@ from psalm.train.comparison import (
     verdict,
 )
 from psalm.train.fingerprints import device_name, input_fingerprints, processor_kind
-from tune.connection import (
+from tune.options import new_folder
+from tune.reproduction.export import export
+from tune.reproduction.recorded import Record, RecordError, read_record
+from tune.reproduction.seeds import known_seeds, new_seeds, print_seeds, sweep, tolerance_for
+from tune.reproduction.verdict import differences
+from tune.tracking.connection import (
     STORE_ERRORS,
     absolute_uri,
-    connect,
     describe,
     find_or_create,
     one_line,
     set_tags,
-    sqlite_path,
 )
-from tune.delivery import Delivery
-from tune.export import export
-from tune.fingerprint import provenance, source_files
-from tune.ledger import TrackingError
-from tune.options import new_folder
-from tune.recorded import Record, RecordError, read_history, read_record
-from tune.resources import TrialResources, this_machine
-from tune.seeds import known_seeds, new_seeds, print_seeds, sweep, tolerance_for
-from tune.tracking import SOURCES_FILE
-from tune.verdict import differences
+from tune.tracking.delivery import Delivery
+from tune.tracking.fingerprint import provenance, source_files
+from tune.tracking.ledger import TrackingError
+from tune.tracking.store import open_store, read_history
+from tune.tracking.tracker import SOURCES_FILE
+from tune.trials.resources import TrialResources, this_machine
 
 SAME, DIFFERENT, REFUSED = 0, 1, 2  # exit codes
 
@@ -162,10 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     uri = absolute_uri(options.tracking_uri or f"sqlite:///{output_dir / 'mlflow.db'}")
     console = Console()
     try:
-        database = sqlite_path(uri)
-        if database is not None and not database.exists():
-            raise RecordError(f"tracking URI {uri!r}: there is no such file; give the search's --tracking-uri")
-        client = connect(uri)
+        client = open_store(uri)
         record = read_record(client, options.run_id)
         if options.export is not None:
             known = tolerance_for(client, record).replaced(options.rtol, options.atol)
@@ -206,8 +202,8 @@ def repeat_and_compare(
 ) -> int:
     """Trains, compares, records the repetition. Returns the exit code."""
     # Ray takes seconds to import: what is refused is told before.
-    from tune.cluster import Interrupted
-    from tune.repetition import Repetition, repeat
+    from tune.reproduction.repetition import Repetition, repeat
+    from tune.trials.cluster import Interrupted
 
     tags = {"kind": "reproduction", "reproduces": record.run_id} | provenance(files)
     tags |= record.tags_of_repetition(check.resources)
@@ -262,7 +258,7 @@ def sweep_and_show(
     check: Check,
 ) -> int:
     """Trains with new seeds and shows what is known of the run's then. Returns the exit code."""
-    from tune.cluster import Interrupted
+    from tune.trials.cluster import Interrupted
 
     exit_code = SAME
     seeds = new_seeds(client, record, count)

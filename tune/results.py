@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tune.board import UNFINISHED, Board, Status, TrialRow
-from tune.confirmation import LEVEL, TEST, differences_of, samples_of
 from tune.progress import clock, number, trial_table
-from tune.ranks import early_to_final
+from tune.study.board import UNFINISHED, Board, Status, TrialRow
+from tune.study.confirmation import LEVEL, TEST, differences_of, samples_of
+from tune.study.ranks import early_to_final
 
 SUMMARY_FILE = "search.json"
 TIMES = ("training", "evaluation", "checkpointing", "startup", "waiting")

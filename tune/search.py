@@ -8,9 +8,9 @@ from psalm.train.records import RecordsInUse
 from tune.opening import open_search
 from tune.options import parse_options, refuse
 from tune.progress import Progress, announce, create_console
-from tune.resources import this_machine
 from tune.results import print_results
-from tune.tracking import TrackingError
+from tune.tracking.ledger import TrackingError
+from tune.trials.resources import this_machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = this_machine()
     try:
         if options.plan:
-            from tune.plan import show_plan
+            from tune.plan.plan import show_plan
 
             return show_plan(options, machine)
         opened = open_search(options, machine)
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ray takes seconds to import: a mistake is told before.
     from ray import tune
 
-    from tune.adapters import Decisions, Ends, Jobs
-    from tune.cluster import Interrupted, ray_session
-    from tune.conductor import Conductor, Overdue, concluded
-    from tune.desk import open_desk
-    from tune.keeping import Keeper
-    from tune.lane import Lane
-    from tune.state import SearchState
-    from tune.trial import TrialPlan, trial_name
+    from tune.study.state import SearchState
+    from tune.trials.adapters import Decisions, Ends, Jobs
+    from tune.trials.cluster import Interrupted, ray_session
+    from tune.trials.conductor import Conductor, Overdue, concluded
+    from tune.trials.desk import open_desk
+    from tune.trials.keeping import Keeper
+    from tune.trials.lane import Lane
+    from tune.trials.trial import TrialPlan, trial_name
 
     plan = TrialPlan(
         folder,

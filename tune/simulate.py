@@ -12,17 +12,18 @@ from typing import Any, NoReturn
 from psalm.train.arguments import with_defaults
 from psalm.train.fields import SettingError
 from tune.config import SAMPLERS, SCHEDULERS, SearchConfig, check_sampler, load_config
-from tune.curve_file import Curves
-from tune.curves import DEFAULT_STORE, load_curves
 from tune.errors import SearchError
-from tune.ledger import TrackingError
 from tune.options import DEFAULT_CONFIG
 from tune.progress import create_console
-from tune.simulation import Costs
-from tune.simulation_check import check, print_check
-from tune.simulation_report import HOUR, draw, print_comparison, print_correlations
-from tune.steps import evaluation_steps
-from tune.ways import Comparison, Way, run_all
+from tune.simulation.check import check, print_check
+from tune.simulation.curve_file import Curves
+from tune.simulation.curves import load_curves
+from tune.simulation.report import HOUR, draw, print_comparison, print_correlations
+from tune.simulation.simulation import Costs
+from tune.simulation.ways import Comparison, Way, run_all
+from tune.study.steps import evaluation_steps
+from tune.tracking.ledger import TrackingError
+from tune.tracking.store import DEFAULT_STORE
 
 DEFAULT_CURVES = DEFAULT_CONFIG.parents[1] / "curves" / "panoptic.jsonl"
 BUDGETS = (6, 12, 24)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         if code != 0:
             return code
     options.curves.parent.mkdir(parents=True, exist_ok=True)
-    return subprocess.call([sys.executable, "-m", "tune.curves", name, options.curves, store])
+    return subprocess.call([sys.executable, "-m", "tune.simulation.curves", name, options.curves, store])
 
 
 def record(folder: Path, begin: Sequence[str]) -> int:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tune.board import Board
 from tune.config import SearchConfig
-from tune.curve_file import Curve, Curves
-from tune.study import propose
+from tune.simulation.curve_file import Curve, Curves
+from tune.study.board import Board
+from tune.study.study import propose
 
 STEPS = range(10, 151, 10)
 

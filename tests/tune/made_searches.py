@@ -1,11 +1,11 @@
-"""Searches as ``tune.comparison`` reads them, made by hand."""
+"""Searches as ``tune.report.comparison`` reads them, made by hand."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tune.board import Board, Status, TrialRow
-from tune.comparison import Search, Trial
-from tune.resources import TrialResources
+from tune.report.comparison import Search, Trial
+from tune.study.board import Board, Status, TrialRow
+from tune.trials.resources import TrialResources
 
 
 def made_trial(

@@ -13,8 +13,8 @@ import pytest
 
 from psalm.train.pictures import Picture, class_color, draw_predictions, tinted
 from psalm.train.records import RunRecords
-from tune import tracking
-from tune.tracking import Tracker
+from tune.tracking import tracker as tracking
+from tune.tracking.tracker import Tracker
 
 START = 1_700_000_000.0
 """Unix time at which a search begins."""

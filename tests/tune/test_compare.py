@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from tests.tune.recorded_searches import record_search, twelve_trials
 from tune import compare, register
-from tune.tracking import Tracker
+from tune.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from psalm.train.records import RunRecords, read_records
-from tune.board import Board, Status, trial_folder
 from tune.costs import Work, costs, work_of
+from tune.study.board import Board, Status, trial_folder
 
 
 def train(records: RunRecords, steps: range, seconds: float) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tune.board import Board, Status, TrialRow
 from tune.config import load_config
 from tune.options import DEFAULT_CONFIG
 from tune.progress import Progress, announce, clock, trial_table
+from tune.study.board import Board, Status, TrialRow
 
 PARAMS = {"mm_hidden_dim": 64, "mm_n_heads": 8, "mm_n_points": 4, "learning_rate": 0.00123456, "swin_type": "large"}
 

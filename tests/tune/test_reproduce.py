@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 
 from psalm.data.builtin import ensure_builtin
 from psalm.train.records import RunRecords
-from tune import reproduce, tracking
+from tune import reproduce
 from tune.reproduce import DIFFERENT, REFUSED, SAME, main
-from tune.tracking import Tracker
+from tune.tracking import tracker as tracking
+from tune.tracking.tracker import Tracker
 
 names = (f"experiment-{i}" for i in itertools.count())
 SETTINGS = {
@@ -74,7 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(reproduce, "input_fingerprints", lambda settings: INPUTS)
     monkeypatch.setattr(reproduce, "processor_kind", lambda: MACHINE["processor"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    monkeypatch.setattr("tune.reproduction.repetition.repeat", repeat)
     return asked
 
 
@@ -357,7 +358,7 @@ def test_a_repetition_that_fails(
             yield run, "no space left"
 
     run_id = recorded()
-    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    monkeypatch.setattr("tune.reproduction.repetition.repeat", repeat)
     assert reproduced(uri, tmp_path, run_id) == DIFFERENT
     assert "The repetition failed: no space left" in capsys.readouterr().out
     run = repetition_of(uri, run_id)
@@ -367,14 +368,14 @@ def test_a_repetition_that_fails(
 def test_an_interrupted_repetition(
     uri: str, tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tune.cluster import Interrupted
+    from tune.trials.cluster import Interrupted
 
     def repeat(*arguments: Any, **_: Any) -> Iterator[Any]:
         raise Interrupted(2)
         yield
 
     run_id = recorded()
-    monkeypatch.setattr("tune.repetition.repeat", repeat)
+    monkeypatch.setattr("tune.reproduction.repetition.repeat", repeat)
     assert reproduced(uri, tmp_path, run_id) == 130
     run = repetition_of(uri, run_id)
     assert (run.info.status, run.data.tags["reproduction"]) == ("KILLED", "interrupted")
@@ -386,7 +387,7 @@ TRIAL = """
 import sys
 from psalm.train.arguments import parse_settings
 from psalm.train.train import train
-from tune.repeating import StopAt
+from tune.reproduction.repeating import StopAt
 import json
 train(parse_settings(json.loads(sys.argv[1])), callbacks=[StopAt(3)])
 """

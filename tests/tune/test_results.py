@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tune.board import Board, Status
-from tune.dependents import Dependents
 from tune.results import next_commands, print_results, summary, write_summary
+from tune.space.dependents import Dependents
+from tune.study.board import Board, Status
 
 URI = "sqlite:////x/mlflow.db"
 AT = 1_000_060.0

@@ -9,13 +9,13 @@ import yaml
 
 from psalm.train.fields import SettingError
 from psalm.train.records import RunRecords
-from tune.board import Outcome
 from tune.config import SearchConfig, check_data, load_config
-from tune.dependents import Dependents
 from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
-from tune.resources import TrialResources
-from tune.state import SearchState
+from tune.space.dependents import Dependents
+from tune.study.board import Outcome
+from tune.study.state import SearchState
+from tune.trials.resources import TrialResources
 
 EXPERIMENTS = DEFAULT_CONFIG.parent
 

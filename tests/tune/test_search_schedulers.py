@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tune.config import SCHEDULERS, SchedulerConfig
-from tune.schedulers import Hyperband, StoppingRule, create_stopping_rule
+from tune.study.schedulers import Hyperband, StoppingRule, create_stopping_rule
 
 FULL = 180
 

@@ -1,0 +1,1 @@
+"""What a search would cost, before it begins."""

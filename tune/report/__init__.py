@@ -1,0 +1,1 @@
+"""What came of searches, as a page and pictures."""

@@ -1,0 +1,1 @@
+"""What may be searched: arguments with values, conditions and rules between them."""

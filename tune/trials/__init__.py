@@ -1,0 +1,1 @@
+"""How trials run: Ray's processes, their devices, faults, files and reports."""
