@@ -180,7 +180,12 @@ def load_config(
     fixed = with_defaults(arguments)
     space = SearchSpace.build(parameters, fixed, dependents, conditions, required)
     dependents = dependents.without(space.unsearched)
-    baselines, notes = _baselines(file.sequence("baselines"), space, fixed, overrides, dependents)
+    listed = file.sequence("baselines")
+    baselines, notes = (
+        _baselines(listed, space, fixed, overrides, dependents)
+        if "baselines" in file.content
+        else _recommended(space, fixed)
+    )
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
     metric = _metric(file, [dependents.complete(arguments, setting) for setting in space.examples()], metric)
     config = SearchConfig(
@@ -313,6 +318,15 @@ def _check_length(arguments: Mapping[str, Any]) -> None:
         raise SearchError(f"arguments: max_steps is missing; {rule}")
     if arguments["max_steps"] < 1:
         raise SearchError(f"arguments: max_steps = {arguments['max_steps']} must be at least 1; {rule}")
+
+
+def _recommended(space: SearchSpace, fixed: Mapping[str, Any]) -> tuple[tuple[dict[str, Value], ...], tuple[str, ...]]:
+    """The one baseline of a search that lists none: what the trials' arguments are where nothing is searched."""
+    setting = space.applicable({name: fixed[name] for name in space.names})
+    refusal = space.refusal(setting)
+    if refusal is None:
+        return (setting,), ()
+    return (), (f"no baseline: the recommended setting is not in the space: {refusal}",)
 
 
 def _baselines(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from psalm.train.arguments import with_defaults
 from psalm.train.fields import SettingError
 from psalm.train.records import RunRecords
 from tune.config import SearchConfig, check_data, load_config
@@ -127,6 +128,17 @@ def test_a_baseline_that_set_rules_out_is_left_out_with_a_note(load: Any) -> Non
     config = load("mm_hidden_dim=30", space=space, baselines=[{"mm_hidden_dim": 64, "mm_n_heads": 8}])
     assert config.baselines == ()
     assert "baseline 1 is left out: mm_n_heads = 8" in config.notes[0]
+
+
+def test_a_search_that_lists_no_baselines_begins_with_the_recommended_setting(load: Any) -> None:
+    space = content()["space"] | {"learning_rate": {"loguniform": [1e-6, 1e-3]}}
+    (baseline,) = load(space=space, baselines=None).baselines
+    assert baseline == {name: with_defaults({})[name] for name in space}
+    space["mm_n_points"] = {"choice": [2, 8]}
+    outside = load(space=space, baselines=None)
+    assert outside.baselines == ()
+    assert "no baseline: the recommended setting is not in the space: mm_n_points = 4" in outside.notes[0]
+    assert load(space=space, baselines=[]).notes == ()
 
 
 def test_what_a_baseline_does_not_name_has_its_default(load: Any) -> None:

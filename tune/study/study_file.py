@@ -5,6 +5,7 @@ where it is missing, damaged or of other trials. Open it with ``optuna-dashboard
 afterwards, or in Python with ``optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(PATH)))``.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ from tune.study.board import Board, TrialRow
 from tune.study.study import create_study, trial_of
 
 STUDY_FILE = "study.log"
+
+logger = logging.getLogger(__name__)
 
 
 class StudyFile:
@@ -39,21 +42,33 @@ class StudyFile:
         self.config = config
         self.board = board
         self.run_id = run_id
-        # Of a process that was killed as it wrote: waiting for it takes half a minute, or for ever in a moved folder.
-        Path(f"{self.path}.lock").unlink(missing_ok=True)
-        if not self._open():
-            self._make()
+        self._is_open = False
+        self._failed = False
         self.update()
 
     def update(self) -> None:
-        """Writes what is new on the board; nothing if nothing is. What somebody has deleted or damaged is made anew."""
+        """Writes what is new on the board; nothing if nothing is. What somebody has deleted or damaged is made anew.
+
+        Where it cannot be written, that is told once, and tried again with the next news: nobody waits for a view.
+        """
         try:
             self._write()
+            self._failed = False
         except ValueError:  # a line of another process is damaged
             self._make()
             self._write()
+        except OSError as error:
+            if not self._failed:
+                logger.warning("%s cannot be written: %s; the search goes on without it", self.path, error)
+            self._failed, self._is_open = True, False
 
     def _write(self) -> None:
+        if not self._is_open:
+            # Left by a process that was killed as it wrote: to wait for it takes half a minute, or for ever.
+            Path(f"{self.path}.lock").unlink(missing_ok=True)
+            if not self._open():
+                self._make()
+            self._is_open = True
         is_whole = self.path.exists() and self.path.read_bytes().endswith(b"\n")
         if not is_whole or self.config.name not in _names(self._storage):
             self._make()

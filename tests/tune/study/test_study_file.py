@@ -176,3 +176,18 @@ def test_notes_of_a_reader_do_no_harm(opened: Any, config: SearchConfig, board: 
     opened()
     check(tmp_path, config, board)
     assert optuna.load_study(study_name=config.name, storage=storage).user_attrs == {"note": "good"}
+
+
+def test_a_search_goes_on_without_the_file(
+    opened: Any, config: SearchConfig, board: Board, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk: something that can be neither removed nor written is where it should be."""
+    blocker = tmp_path / STUDY_FILE
+    blocker.mkdir()
+    file = opened()
+    board.report(3, 60, 2.5)
+    file.update()
+    assert caplog.text.count("cannot be written") == 1
+    blocker.rmdir()
+    file.update()
+    check(tmp_path, config, board)
