@@ -22,7 +22,7 @@ from tune.space.space import SearchSpace
 from tune.study.steps import first_evaluation_after_warmup
 from tune.trials.resources import TrialResources, read_resources
 
-SAMPLERS = ("tpe", "gp", "random", "qmc", "grid")
+SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 OWNED = {
@@ -53,6 +53,10 @@ class SamplerConfig:
     gp     a Gaussian process with the expected improvement in logarithms, Ament et al. 2023, arXiv 2310.20708. For few,
            dear trials over numbers. It learns from trials of full length only, so with the scheduler ``none``; every
            argument must be in every trial, whatever the others are
+    cmaes  the covariance matrix adaptation evolution strategy, Hansen 2016, arXiv 1604.00772; after ``--warm-start`` it
+           begins where earlier trials were best, Nomura et al. 2021, arXiv 2012.06932. For many trials, a hundred and
+           more, over numbers that act together; listed values are taken as if in order. Every argument must be in
+           every trial
     random Bergstra and Bengio 2012 (JMLR 13): what others are compared to; for many trials at a time
     qmc    scrambled Sobol points, Owen 1998 (Journal of Complexity 14): as random, but spread evenly. To learn how the
            metric depends on each argument, or before a search with ``--warm-start``
@@ -397,11 +401,11 @@ def check_sampler(name: str, space: SearchSpace) -> None:
             f"sampler: name = grid tries every setting, but the space has {space.size:,}, of at most {MOST_IN_GRID:,}; "
             "use the sampler qmc"
         )
-    if name == "gp" and space.conditional:
+    if name in ("gp", "cmaes") and space.conditional:
         names = [name for group in space.linked if group.conditional for name in group.names]
         raise SearchError(
-            f"sampler: name = gp needs arguments that do not depend on each other, but {', '.join(names)} do; use the "
-            "sampler tpe"
+            f"sampler: name = {name} needs arguments that do not depend on each other, but {', '.join(names)} do; "
+            "use the sampler tpe"
         )
 
 

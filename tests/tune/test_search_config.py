@@ -189,7 +189,7 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
         ({"space": ["mm_n_points"]}, "space = .* must be names with values"),
         (
             {"sampler": {"name": "tpee"}},
-            "sampler.name = 'tpee' must be one of tpe, gp, random, qmc, grid; did you mean 'tpe'",
+            "sampler.name = 'tpee' must be one of tpe, gp, cmaes, random, qmc, grid; did you mean 'tpe'",
         ),
         ({"sampler": {"startup": 4}}, "sampler.startup is not a setting"),
         ({"scheduler": {"name": "asha", "reduction_factor": 1}}, "reduction_factor = 1 must be a number above 1"),

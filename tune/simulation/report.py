@@ -83,7 +83,7 @@ def print_correlations(curves: Curves, console: Console) -> None:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Best so far over device-hours: the mean over searches, and between their quartiles; lanes side by side."""
+    """Best so far over device-hours: the mean over searches with its 95 % interval; lanes side by side."""
     panels = comparison.of_lanes
     figure, axes = plt.subplots(
         1, len(panels), figsize=(5 * len(panels) + 2, 5), sharey=True, squeeze=False, layout="constrained"
@@ -93,15 +93,18 @@ def draw(comparison: Comparison, path: Path) -> None:
         for way in ways:
             scores = _scores(comparison, way, times)
             known = np.isfinite(scores).all(axis=0)
-            low, high = np.percentile(sign * scores[:, known], (25, 75), axis=0)
+            mean = sign * scores[:, known].mean(axis=0)
+            error = 1.96 * scores[:, known].std(axis=0) / math.sqrt(len(scores))
             hours = times[known] / HOUR
             sampler, scheduler, _ = way.words
-            (line,) = axis.plot(hours, sign * scores[:, known].mean(axis=0), label=f"{sampler}, {scheduler}")
-            axis.fill_between(hours, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            (line,) = axis.plot(hours, mean, label=f"{sampler}, {scheduler}")
+            axis.fill_between(hours, mean - error, mean + error, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(title=f"{lanes} at a time", xlabel="device-hours")
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right" if sign > 0 else "upper right")
-    axes.flat[0].set_ylabel(f"{comparison.curves.metric} of the best so far, with other seeds")
+    axes.flat[0].set_ylabel(
+        f"{comparison.curves.metric} of the best so far, with other seeds:\nmean with its 95 % interval"
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

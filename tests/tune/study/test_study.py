@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats.qmc import Sobol
 
 from tune.config import SAMPLERS, SamplerConfig, SearchConfig, load_config
 from tune.errors import SearchError
@@ -18,7 +19,9 @@ from tune.options import DEFAULT_CONFIG
 from tune.space.parameters import Real
 from tune.space.space import SearchSpace
 from tune.study.board import Board, Status
+from tune.study.samplers import _loss, _Place, _Point
 from tune.study.study import create_study, propose
+from tune.study.warm_start import Earlier
 
 FULL = 90
 
@@ -150,7 +153,7 @@ def test_tpe_moves_towards_what_scored_well(tiny: SearchConfig) -> None:
     assert sum(distance[-15:]) / 15 < sum(distance[:8]) / 8
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "random", "qmc"])
+@pytest.mark.parametrize("name", ["tpe", pytest.param("gp", marks=pytest.mark.full), "cmaes", "random", "qmc"])
 def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str) -> None:
     config = replace(tiny, sampler=SamplerConfig(name, 4))
     first, second = (simulate(config, 12, 2, fail=3) for _ in range(2))
@@ -159,14 +162,14 @@ def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str)
     assert first[1:] != other[1:]
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "random", "qmc"])
 def test_no_two_trials_get_the_same_random_numbers(tiny: SearchConfig, name: str) -> None:
     """Each trial has a sampler of its own; all of one seed would propose one setting for ever."""
     proposed = simulate(replace(tiny, sampler=SamplerConfig(name, 100), baselines=()), 30, 2)
     assert len({params["learning_rate"] for params in proposed}) == 30
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("tpe", 6), ("gp", 1)])
+@pytest.mark.parametrize(("name", "seeds"), [("tpe", 6), pytest.param("gp", 1, marks=pytest.mark.full)])
 def test_who_runs_already_is_taken_into_account(tiny: SearchConfig, name: str, seeds: int) -> None:
     """Proposals beside running trials are not always those without them (constant liar; joint improvement)."""
     differ = []
@@ -263,6 +266,66 @@ def test_gp_moves_towards_what_scored_well(load: Any) -> None:
     assert max(scores[4:]) > max(scores[:4])
 
 
+NUMBERS = (
+    "learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, mm_n_points: {int: [2, 9, 3]}, weight_decay: {uniform: [0, 1]}, "
+    "swin_type: {choice: [base, large]}"
+)
+
+
+def test_cmaes_generations_close_in_on_what_scored_well(load: Any) -> None:
+    """And much closer than as many random settings come."""
+    sampled = {}
+    for name in ("cmaes", "random"):
+        config = load("learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, mm_n_points: {int: [1, 8]}", name)
+        scores = [score(setting) for setting in simulate(config, 60, 3)]
+        sampled[name] = statistics.median(scores[-20:])
+    assert sampled["cmaes"] > sampled["random"] + 3
+
+
+def test_cmaes_ranks_who_was_stopped_below_who_ran_on(load: Any) -> None:
+    config = load("learning_rate: {loguniform: [1.0e-4, 1.0e-2]}", "cmaes")
+    ended = [(Status.PRUNED, 3, 9.0), (Status.COMPLETED, 9, 1.0), (Status.PRUNED, 6, 5.0), (Status.COMPLETED, 9, 2.0)]
+    board = board_of(config)
+    for number, (status, step, value) in enumerate(ended):
+        board.add(number, {"learning_rate": 10 ** (-4 + number / 2)})
+        board.start(number, 0.0)
+        board.report(number, step, value)
+        board.finish(number, status, 1.0)
+    trials = create_study(config, board.trials.values()).trials
+    assert sorted(range(4), key=lambda number: _loss(config, trials[number])) == [3, 1, 2, 0]
+
+
+def test_the_place_of_a_setting_is_where_it_is_suggested(load: Any) -> None:
+    config = load(NUMBERS, "cmaes")
+    board = board_of(config)
+    points = Sobol(4, rng=0).random(64)
+    for number, point in enumerate(points):
+        board.add(number, config.space.suggest(_Point(point)))
+    continuous = [config.space.names.index(name) for name in ("learning_rate", "weight_decay")]
+    trials = create_study(config, board.trials.values()).trials
+    for row, point, trial in zip(board.trials.values(), points, trials, strict=True):
+        place = _Place(config, trial).coordinates
+        assert config.space.suggest(_Point(place)) == pytest.approx(dict(row.params))
+        assert place[continuous] == pytest.approx(point[continuous])
+
+
+def test_cmaes_begins_where_earlier_trials_were_best(load: Any) -> None:
+    config = load("learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, mm_n_points: {int: [1, 8]}", "cmaes")
+    rates = [10 ** (-4 + 2 * place / 39) for place in range(40)]
+    earlier = [
+        Earlier(str(index), "e", {"learning_rate": rate, "mm_n_points": 1 + index % 8}, -abs(math.log10(rate / 3e-3)))
+        for index, rate in enumerate(rates)
+    ]
+
+    def first(seed: int, known: list[Earlier]) -> float:
+        setting = propose(replace(config, seed=seed), [], known)
+        assert setting is not None
+        return abs(math.log10(float(setting["learning_rate"]) / 3e-3))
+
+    told, untold = ([first(seed, known) for seed in range(20)] for known in (earlier, []))
+    assert statistics.median(told) < statistics.median(untold) / 2
+
+
 @pytest.mark.parametrize(
     ("space", "name", "message"),
     [
@@ -278,11 +341,14 @@ def test_gp_moves_towards_what_scored_well(load: Any) -> None:
             "sampler: name = grid tries every setting, but the space has 20,000, of at most 10,000; use the sampler "
             "qmc",
         ),
-        (
-            "mm_n_points: {int: [1, 8]}, mm_hidden_dim: {choice: [30, 32]}, mm_n_heads: {choice: [2, 5]}",
-            "gp",
-            "sampler: name = gp needs arguments that do not depend on each other, but mm_hidden_dim, mm_n_heads do; "
-            "use the sampler tpe",
+        *(
+            (
+                "mm_n_points: {int: [1, 8]}, mm_hidden_dim: {choice: [30, 32]}, mm_n_heads: {choice: [2, 5]}",
+                name,
+                f"sampler: name = {name} needs arguments that do not depend on each other, but mm_hidden_dim, "
+                "mm_n_heads do; use the sampler tpe",
+            )
+            for name in ("gp", "cmaes")
         ),
     ],
 )
