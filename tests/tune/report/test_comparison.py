@@ -9,9 +9,10 @@ from mlflow import MlflowClient
 
 from tests.tune.recorded_searches import FULL, START, Made, curve, record_search, twelve_trials
 from tune.errors import SearchError
-from tune.report.comparison import Search, best_so_far, better_when, pareto_front
+from tune.report.comparison import Search, best_so_far, better_when
 from tune.report.search_runs import find_searches, read_search, server_address
 from tune.study.board import Status
+from tune.study.objectives import pareto_front
 from tune.tracking.ledger import TrackingError
 
 SEEDS = ((0, -0.8), (0, 0.3), (6, -0.2), (6, 0.4))
