@@ -145,13 +145,14 @@ class SearchConfig:
 
     def as_record(self) -> dict[str, Any]:
         """What identifies this search, as JSON holds it."""
-        apart = ("dependents", "notes")
+        apart = ("dependents", "notes", "objectives")
         record = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in apart
         }
         record |= {name: dataclasses.asdict(record[name]) for name in ("sampler", "scheduler", "resources")}
         record["confirm"] = None if self.confirm is None else dataclasses.asdict(self.confirm)
-        record["objectives"] = [{each.name: each.mode} for each in self.objectives]
+        if self.objectives:
+            record["objectives"] = [{each.name: each.mode} for each in self.objectives]
         described = {
             "space": self.space.describe(),
             "require": list(self.space.rules),
@@ -303,32 +304,26 @@ def _shared_metrics(examples: Iterable[Mapping[str, Any]]) -> list[str]:
 def _objectives(file: Section, examples: Sequence[Mapping[str, Any]], option: str | None) -> tuple[Objective, ...]:
     """Several objectives, if the file has them: metrics of every trial, then also costs; each the way it is better."""
     listed = file.sequence("objectives")
-    if not listed:
+    if "objectives" not in file.content:
         return ()
     if option is not None or "metric" in file.content or "mode" in file.content:
-        given = "metric or mode" if option is None else f"--metric {option}"
-        raise SearchError(f"{file.source}: objectives say what is searched for, so {given} must not; leave one out")
+        given = "metric and mode" if option is None else f"--metric {option}"
+        raise SearchError(f"{file.source}: objectives say what is searched for, and so do {given}; leave one out")
+    if len(listed) < 2 or not all(isinstance(each, Mapping) and len(each) == 1 for each in listed):
+        raise file.fail(
+            "objectives", listed, "two or more, as in [{eval_pq: max}, {step_ms: min}]; for one, give metric"
+        )
     shared = _shared_metrics(examples)
     objectives: list[Objective] = []
-    for each in listed:
-        if not isinstance(each, Mapping) or len(each) != 1:
-            raise file.fail(
-                "objectives", listed, "a list of names with max or min, as in [{eval_pq: max}, {step_ms: min}]"
-            )
-        ((name, mode),) = each.items()
-        known = [*shared, *COSTS] if objectives else shared
-        if name not in known or name in [other.name for other in objectives]:
-            first = "" if objectives else " first"
-            rule = f"each once, and{first} of {', '.join(known)}{nearest(str(name), known)}"
-            raise file.fail("objectives", name, rule)
+    for number, ((name, mode),) in enumerate((each.items() for each in listed), start=1):
+        left = [each for each in (*shared, *COSTS) if each not in [other.name for other in objectives]]
+        allowed, rule = (left, "one of ") if objectives else (shared, "a metric of every trial: ")
+        if name not in allowed:
+            raise file.fail(f"objective {number}", name, f"{rule}{', '.join(allowed)}{nearest(str(name), allowed)}")
         better = "min" if name in COSTS else direction(name)
         if mode != better:
             raise file.fail(f"objectives.{name}", mode, f"{better}, as it is better that way")
         objectives.append(Objective(name, better))
-    if len(objectives) == 1:
-        raise SearchError(
-            f"{file.source}: objectives = {listed!r} must be several; of one, give metric: {objectives[0].name}"
-        )
     for settings in map(with_defaults, examples):
         _check_logs(settings, objectives)
     return tuple(objectives)
