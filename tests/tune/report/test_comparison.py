@@ -12,7 +12,7 @@ from tune.errors import SearchError
 from tune.report.comparison import Search, best_so_far, better_when
 from tune.report.search_runs import find_searches, read_search, server_address
 from tune.study.board import Status
-from tune.study.objectives import pareto_front
+from tune.study.objectives import Objective, pareto_front
 from tune.tracking.ledger import TrackingError
 
 SEEDS = ((0, -0.8), (0, 0.3), (6, -0.2), (6, 0.4))
@@ -35,7 +35,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        record_search(uri, folder / "first", "alpha", twelve_trials()[:1], patch, start=START - 1e6)
+        first = twelve_trials()[:1]
+        first[0].objectives = {"eval_pq": 60.0, "step_ms": 900.0}
+        several = [{"eval_pq": "max"}, {"step_ms": "min"}]
+        record_search(uri, folder / "first", "alpha", first, patch, start=START - 1e6, objectives=several)
         record_search(uri, folder / "alpha", "alpha", trials_and_confirmations(), patch)
         still = twelve_trials()[:3]
         still[1].status, still[2].status, still[2].reason = "running", "waiting", "the search was interrupted"
@@ -145,6 +148,15 @@ def test_a_name_means_its_newest_search_and_an_id_one(client: MlflowClient, alph
         alpha.run_id,
         first.info.run_id,
     ]
+
+
+def test_several_objectives_are_read_with_their_values(client: MlflowClient, store: str, alpha: Search) -> None:
+    (run,) = client.search_runs([alpha.experiment_id], "tags.`mlflow.runName` = 'first'")
+    search = read_search(client, store, run)
+    assert search.board.objectives == (Objective("eval_pq", "max"), Objective("step_ms", "min"))
+    assert search.front == [search.trials[0]]
+    assert search.trials[0].row.objectives == {"eval_pq": 60.0, "step_ms": 900.0}
+    assert (alpha.board.objectives, alpha.front) == ((), [])
 
 
 def test_what_is_no_search_is_refused(client: MlflowClient, alpha: Search) -> None:
