@@ -314,6 +314,9 @@ def draw_front(place: int, search: Search) -> Figure:
                     zorder=draw_order(search, trial),
                     gid=trial_mark(place, trial),
                 )
+        if search.baseline is not None and search.baseline.row.objectives:
+            axes.axvline(objective_value(search.baseline, first), color=BASELINE, linewidth=1, alpha=0.6, zorder=1)
+            axes.axhline(objective_value(search.baseline, second), color=BASELINE, linewidth=1, alpha=0.6, zorder=1)
         axes.set(xlabel=objective_label(first), ylabel=objective_label(second))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(0.08)

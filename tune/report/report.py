@@ -39,7 +39,7 @@ PARETO = (
 )
 FRONT = (
     "Completed trials. Those with dark edges are on the front: no other one is better in one objective and as good in "
-    "all others."
+    "all others. The coloured lines cross at the baseline. Times and memory differ between runs of one setting, too."
 )
 FEW_WORDS = (
     "From 12 random settings the shares of a known function were off by up to 28 points, from 24 by 17, from 48 by 9: "

@@ -57,7 +57,8 @@ def front_table(place: int, search: Search) -> str:
         for name in search.space:
             given = trial.row.params.get(name, "")
             cells.append(Cell(escape(number(given)), given))
-        rows.append(Row(cells, "baseline" if trial is baseline else "", f"{place}-{trial.number}"))
+        kind = "top" if trial is search.best else "baseline" if trial is baseline else ""
+        rows.append(Row(cells, kind, f"{place}-{trial.number}"))
     return table(["trial", *map(objective_label, names), *search.space], rows, sortable=True)
 
 
