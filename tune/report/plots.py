@@ -311,7 +311,7 @@ def draw_front(place: int, search: Search) -> Figure:
                     color=color_of(search, trial),
                     markeredgecolor=INK if trial in front else "white",
                     markersize=size_of(search, trial),
-                    zorder=draw_order(search, trial),
+                    zorder=draw_order(search, trial) + 0.5 * (trial in front),
                     gid=trial_mark(place, trial),
                 )
         if search.baseline is not None and search.baseline.row.objectives:
