@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tune.space.dependents import Dependents
 from tune.space.expressions import Expression
 from tune.space.parameters import Parameter, Value, read_space
 from tune.space.space import SearchSpace
+from tune.study.objectives import COSTS, Objective
 from tune.study.steps import first_evaluation_after_warmup
 from tune.trials.resources import TrialResources, read_resources
 
@@ -62,6 +63,10 @@ class SamplerConfig:
            metric depends on each argument, or before a search with ``--warm-start``
     grid   every setting once, in a random order. For small spaces without continuous arguments, to their end
     ====== ===================================================================================================
+
+    Of several objectives, ``tpe`` (Ozaki et al. 2022, JAIR 73) and ``gp`` (expected improvement of the hypervolume)
+    learn all values of completed trials, and nothing of those stopped early (``tune.study.study``); the others never
+    look at values. ``cmaes`` is for one.
     """
 
     name: str = "tpe"
@@ -82,6 +87,9 @@ class SchedulerConfig:
               cross, or few trials
     none      every trial runs to its end: to record curves, or where a trial is cheap
     ========= ================================================================================================
+
+    Of several objectives all but ``none`` look at the first only, and may stop a trial that would be good in another:
+    ``none`` is the default then.
     """
 
     name: str = "asha"
@@ -119,6 +127,8 @@ class SearchConfig:
     confirm: Confirm | None = None
     notes: tuple[str, ...] = ()
     """What the user should know before the start."""
+    objectives: tuple[Objective, ...] = ()
+    """Two or more where the search is for the front of several; the first is ``metric``, by which trials are ranked."""
 
     @property
     def max_steps(self) -> int:
@@ -139,12 +149,14 @@ class SearchConfig:
 
     def as_record(self) -> dict[str, Any]:
         """What identifies this search, as JSON holds it."""
-        apart = ("dependents", "notes")
+        apart = ("dependents", "notes", "objectives")
         record = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in apart
         }
         record |= {name: dataclasses.asdict(record[name]) for name in ("sampler", "scheduler", "resources")}
         record["confirm"] = None if self.confirm is None else dataclasses.asdict(self.confirm)
+        if self.objectives:
+            record["objectives"] = [{each.name: each.mode} for each in self.objectives]
         described = {
             "space": self.space.describe(),
             "require": list(self.space.rules),
@@ -191,16 +203,18 @@ def load_config(
         else _recommended(space, fixed)
     )
     file_samples, file_concurrent = file.whole("num_samples", low=1), file.whole("max_concurrent", 1, low=1)
-    metric = _metric(file, [dependents.complete(arguments, setting) for setting in space.examples()], metric)
+    examples = [dependents.complete(arguments, setting) for setting in space.examples()]
+    objectives = _objectives(file, examples, metric)
+    metric = objectives[0].name if objectives else _metric(file, examples, metric)
     config = SearchConfig(
         name=file.name("name"),
         metric=metric,
-        mode=_mode(file, metric),
+        mode=objectives[0].mode if objectives else _mode(file, metric),
         num_samples=file_samples if num_samples is None else num_samples,
         max_concurrent=file_concurrent if max_concurrent is None else max_concurrent,
         seed=seed,
-        sampler=_sampler(file.section("sampler"), space),
-        scheduler=_scheduler(file.section("scheduler"), arguments, dependents, space),
+        sampler=_sampler(file.section("sampler"), space, objectives),
+        scheduler=_scheduler(file.section("scheduler"), arguments, dependents, space, objectives),
         resources=_resources(file.section("resources"), resources),
         space=space,
         dependents=dependents,
@@ -208,8 +222,15 @@ def load_config(
         arguments=arguments,
         confirm=_confirm(file, confirm, arguments),
         notes=notes,
+        objectives=objectives,
     )
     file.refuse_rest()
+    if objectives and config.scheduler.name != "none":
+        note = (
+            f"{config.scheduler.name} stops trials by {metric} alone: the sampler learns nothing of those, and none of "
+            "them is on the front"
+        )
+        config = dataclasses.replace(config, notes=(*config.notes, note))
     if config.num_samples > config.most_trials:
         most = int(config.most_trials)
         note = (
@@ -273,15 +294,60 @@ def _read_arguments(
     return parameters, conditions, dependents, arguments, overrides
 
 
-def _metric(file: Section, examples: Iterable[Mapping[str, Any]], given: str | None) -> str:
+def _metric(file: Section, examples: Sequence[Mapping[str, Any]], given: str | None) -> str:
     """The metric that is searched: by default what a run with these tasks is judged by; every trial must have it."""
-    allowed = [metric_names(with_defaults(settings)) for settings in examples]
     of_file = file.get("metric")
-    metric = given or of_file or allowed[0][0]
-    if not isinstance(metric, str) or any(metric not in names for names in allowed):
-        shared = [name for name in allowed[0] if all(name in names for names in allowed)]
+    metric = given or of_file or metric_names(with_defaults(examples[0]))[0]
+    shared = _shared_metrics(examples)
+    if metric not in shared:
         raise file.fail("metric", metric, f"a metric of every trial: {', '.join(shared)}{nearest(str(metric), shared)}")
-    return metric
+    return str(metric)
+
+
+def _shared_metrics(examples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that every trial has."""
+    allowed = [metric_names(with_defaults(settings)) for settings in examples]
+    return [name for name in allowed[0] if all(name in names for names in allowed)]
+
+
+def _objectives(file: Section, examples: Sequence[Mapping[str, Any]], option: str | None) -> tuple[Objective, ...]:
+    """Several objectives, if the file has them: metrics of every trial, then also costs; each the way it is better."""
+    listed = file.sequence("objectives")
+    if "objectives" not in file.content:
+        return ()
+    if option is not None or "metric" in file.content or "mode" in file.content:
+        given = "metric and mode" if option is None else f"--metric {option}"
+        raise SearchError(f"{file.source}: objectives say what is searched for, and so do {given}; leave one out")
+    if len(listed) < 2 or not all(isinstance(each, Mapping) and len(each) == 1 for each in listed):
+        raise file.fail(
+            "objectives", listed, "two or more, as in [{eval_pq: max}, {step_ms: min}]; for one, give metric"
+        )
+    shared = _shared_metrics(examples)
+    objectives: list[Objective] = []
+    for number, ((name, mode),) in enumerate((each.items() for each in listed), start=1):
+        left = [each for each in (*shared, *COSTS) if each not in [other.name for other in objectives]]
+        allowed, rule = (left, "one of ") if objectives else (shared, "a metric of every trial: ")
+        if name not in allowed:
+            raise file.fail(f"objective {number}", name, f"{rule}{', '.join(allowed)}{nearest(str(name), allowed)}")
+        better = "min" if name in COSTS else direction(name)
+        if mode != better:
+            raise file.fail(f"objectives.{name}", mode, f"{better}, as it is better that way")
+        objectives.append(Objective(name, better))
+    for settings in map(with_defaults, examples):
+        _check_logs(settings, objectives)
+    return tuple(objectives)
+
+
+def _check_logs(settings: Mapping[str, Any], objectives: Iterable[Objective]) -> None:
+    """What is measured while training is known from the logs."""
+    measured = [each.name for each in objectives if each.name in ("step_ms", "peak_memory")]
+    is_logged = settings["logging_strategy"] != "no" and settings["logging_steps"] <= settings["max_steps"]
+    if measured and not is_logged:
+        raise SearchError(
+            f"objectives: {measured[0]} is taken from a trial's logs, but with logging_strategy = "
+            f"{settings['logging_strategy']}, logging_steps = {settings['logging_steps']:g} and max_steps = "
+            f"{settings['max_steps']} there are none; lower logging_steps"
+        )
 
 
 def _mode(file: Section, metric: str) -> str:
@@ -375,13 +441,15 @@ def _baselines(
     return tuple(baselines), tuple(notes)
 
 
-def _sampler(section: Section, space: SearchSpace) -> SamplerConfig:
+def _sampler(section: Section, space: SearchSpace, objectives: Sequence[Objective]) -> SamplerConfig:
     config = SamplerConfig(
         name=section.choice("name", SAMPLERS, SamplerConfig.name),
         n_startup_trials=section.whole("n_startup_trials", SamplerConfig.n_startup_trials, low=1),
     )
     section.refuse_rest()
     check_sampler(config.name, space)
+    if config.name == "cmaes" and objectives:
+        raise SearchError("sampler: name = cmaes searches for one objective, but there are several; use tpe or gp")
     return config
 
 
@@ -410,12 +478,16 @@ def check_sampler(name: str, space: SearchSpace) -> None:
 
 
 def _scheduler(
-    section: Section, arguments: Mapping[str, Any], dependents: Dependents, space: SearchSpace
+    section: Section,
+    arguments: Mapping[str, Any],
+    dependents: Dependents,
+    space: SearchSpace,
+    objectives: Sequence[Objective],
 ) -> SchedulerConfig:
     examples = (with_defaults(dependents.complete(arguments, setting)) for setting in space.examples())
     grace_period = max(first_evaluation_after_warmup(settings) for settings in examples)
     config = SchedulerConfig(
-        name=section.choice("name", SCHEDULERS, SchedulerConfig.name),
+        name=section.choice("name", SCHEDULERS, "none" if objectives else SchedulerConfig.name),
         grace_period=section.whole("grace_period", grace_period, low=1),
         reduction_factor=section.number(
             "reduction_factor", SchedulerConfig.reduction_factor, lambda factor: factor > 1, "a number above 1"

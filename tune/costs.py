@@ -1,15 +1,17 @@
 """Where the time of a search went, from records alone."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from psalm.train.records import Record, read_records
+from psalm.train.records import Record, metric_history, read_records
 from tune.study.board import Board, trial_folder
 
 STEP_SECONDS = "system/step_seconds"
 EVALUATION_SECONDS = ("system/eval_seconds", "system/pictures_seconds")
 CHECKPOINT_SECONDS = "system/checkpoint_seconds"
+PEAK_MEMORY = "system/peak_memory_mb"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,25 @@ def work_of(records: Iterable[Record]) -> Work:
             evaluation += sum(values.get(name, 0.0) for name in EVALUATION_SECONDS)
             checkpointing += values.get(CHECKPOINT_SECONDS, 0.0)
     return Work(training, evaluation, checkpointing)
+
+
+def cost_objectives(records: Sequence[Record]) -> dict[str, float]:
+    """What a run's records say of ``tune.study.objectives.COSTS``; what they do not say is left out.
+
+    ``step_ms`` is the median of the run's logs, each of which has the mean time of a step since the log before it, in
+    milliseconds; ``parameters`` are those that are trained; ``peak_memory`` is of the process of rank 0, or of its
+    GPU's tensors, in GiB.
+    """
+    history = metric_history(records)
+    found: dict[str, float] = {}
+    if STEP_SECONDS in history:
+        found["step_ms"] = 1000 * statistics.median(history[STEP_SECONDS].values())
+    for record in records:
+        if record["kind"] == "tags" and "trainable_parameters" in record["values"]:
+            found["parameters"] = float(record["values"]["trainable_parameters"])
+    if PEAK_MEMORY in history:
+        found["peak_memory"] = max(history[PEAK_MEMORY].values()) / 1024
+    return found
 
 
 def costs(board: Board, folder: Path, concurrency: int) -> dict[str, float]:

@@ -66,6 +66,11 @@ def check_new(options: Options, machine: Node) -> tuple[SearchConfig, Limits, di
         "confirm": options.confirm,
     }
     config = load_config(options.config, **asked)
+    if options.warm_start and config.objectives:
+        raise SearchError(
+            f"--warm-start {' '.join(options.warm_start)}: values of several objectives are not taken from earlier "
+            "searches, as costs were measured elsewhere and for other lengths; leave it out, or search for one metric"
+        )
     return config, _check(config, options, machine), asked
 
 

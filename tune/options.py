@@ -193,7 +193,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         type=_not_negative,
         default=3,
         metavar="K",
-        help="Keep the final models of the best K trials. The default is 3.",
+        help="Keep the final models of the best K trials, and of those on the front of several objectives; none if K "
+        "is 0. The default is 3.",
     )
     parser.add_argument(
         "--warm-start",

@@ -97,6 +97,8 @@ def announce(config: SearchConfig, folder: Path, console: Console) -> None:
 
 def _announced(config: SearchConfig, width: int) -> Iterator[str]:
     space, fixed = config.space, with_defaults(config.arguments)
+    if config.objectives:
+        yield f"  objectives: {', '.join(map(str, config.objectives))}"
     leaders = config.dependents.leaders
     for name, values in (space.describe() | config.dependents.describe()).items():
         is_conditional = leaders.get(name, name) in space.conditions

@@ -39,6 +39,17 @@ def summary(
         "best": best
         and {"run_id": best.answered_by or run_id(best.number), **_settings(board, best), "value": best.last},
         "seconds": dict(seconds),
+        **_front(board),
+    }
+
+
+def _front(board: Board) -> dict[str, Any]:
+    """The several objectives of a search that has them, and the numbers of the trials on their front."""
+    if not board.objectives:
+        return {}
+    return {
+        "objectives": [{each.name: each.mode} for each in board.objectives],
+        "pareto_front": [row.number for row in board.front],
     }
 
 
@@ -59,6 +70,7 @@ def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
         "reason": row.reason,
         "attempts": row.attempts,
         "changes": dict(row.changes),
+        **({"objectives": dict(row.objectives)} if board.objectives else {}),
     }
 
 
@@ -92,6 +104,9 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
         console.print(trial_table(board, board.ranking(), console.width))
     for row in board.of(Status.FAILED, Status.WAITING):
         console.print(f"trial {row.number} {row.status}: {row.reason}", style="red", markup=False, soft_wrap=True)
+    if board.front:
+        console.print(f"\nPareto front of {', '.join(map(str, board.objectives))}", style="bold", markup=False)
+        console.print(front_table(board))
     if content["seconds"]["trials"]:
         console.print(f"\nWhere the time went, of {content['seconds']['concurrency']} trials at a time", style="bold")
         console.print(time_table(content["seconds"]))
@@ -118,6 +133,28 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     console.print(f"Results are in {folder}\nNext:", markup=False, soft_wrap=True)
     for command in next_commands(best["run_id"], tracking_uri, folder):
         console.print(f"  {command}", markup=False, soft_wrap=True, highlight=False)
+
+
+def front_table(board: Board) -> Table:
+    """The trials on the front of several objectives, best first in the first of them; then the baseline, if it is not.
+
+    Only completed trials have the values of all objectives.
+    """
+    front = board.front
+    baseline = None if board.baseline is None else board.trials.get(board.baseline)
+    rows = front if baseline is None or baseline in front or not baseline.objectives else [*front, baseline]
+    names = dict.fromkeys(name for row in rows for name in row.params)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("trial", *(each.name for each in board.objectives), *names, ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in rows:
+        if row not in front:
+            table.add_section()
+        words = "" if row is not baseline else "the baseline" if row in front else "the baseline, not on the front"
+        values = (f"{value:,.0f}" if value >= 1e4 else number(value) for value in row.objectives.values())
+        settings = (number(row.params[name]) if name in row.params else "" for name in names)
+        table.add_row(str(row.number), *values, *settings, words)
+    return table
 
 
 def _against_baseline(board: Board) -> str:

@@ -15,7 +15,7 @@ from tune.config import SAMPLERS, SCHEDULERS, SearchConfig, check_sampler, load_
 from tune.errors import SearchError
 from tune.options import DEFAULT_CONFIG
 from tune.progress import create_console
-from tune.simulation.check import check, print_check
+from tune.simulation.check import check, print_check, refuse_objectives
 from tune.simulation.curve_file import Curves
 from tune.simulation.curves import load_curves
 from tune.simulation.report import HOUR, draw, print_comparison, print_correlations
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_check(*check(options.check), console)
             return 0
         config = load_config(options.config, options.assignments)
+        refuse_objectives(config)
         curves = load_curves(options.curves, options.tracking_uri)
         steps = evaluation_steps(with_defaults(config.arguments))
         refuse_misfit(curves, config, steps)

@@ -41,6 +41,7 @@ class Made:
     reason: str | None = None
     confirms: int | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
+    objectives: Mapping[str, float] = field(default_factory=dict)
 
 
 def quality(params: Mapping[str, Any]) -> float:
@@ -141,6 +142,7 @@ def record_search(
     start: float = START,
     finished: bool = True,
     baseline: bool = True,
+    objectives: Sequence[Mapping[str, str]] = (),
 ) -> Tracker:
     """Records a search in MLflow as ``tune.search`` does; one that is not finished has no ``search.json``."""
     now = start
@@ -156,6 +158,7 @@ def record_search(
         "baselines": [dict(trials[0].params)] if baseline else [],
         "arguments": {"max_steps": FULL},
         "resources": {"workers_per_trial": 1, "cpus_per_worker": 2, "gpus_per_worker": gpus},
+        **({"objectives": list(objectives)} if objectives else {}),
     }
     tracker = Tracker(uri, folder, name)
     tracker.check()
@@ -186,6 +189,7 @@ def summary_of(tracker: Tracker, trials: Sequence[Made], wall: float) -> dict[st
             "params": dict(made.params),
             "seconds": made.seconds,
             "steps": max(made.values, default=12),
+            "objectives": dict(made.objectives),
         }
         for number, made in enumerate(trials)
     ]

@@ -28,7 +28,7 @@ MARK = "PSALM_TEST_SEARCH"
 def small_search(folder: Path, tower_config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """Writes a search of seconds as ``small.yaml`` into the folder, with what it needs; returns what the file says.
 
-    ``changes`` replace entries of the file; those of ``arguments`` are added to it, and None takes one out.
+    ``changes`` replace entries of the file; those of ``arguments`` are added to it. None takes one out.
     """
     tower = folder / "tower"
     tower.mkdir()
@@ -57,6 +57,7 @@ def small_search(folder: Path, tower_config: Mapping[str, Any], **changes: Any) 
     }
     arguments = content["arguments"] | changes.get("arguments", {})
     content |= changes | {"arguments": {name: value for name, value in arguments.items() if value is not None}}
+    content = {name: value for name, value in content.items() if value is not None}
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
     return content
 

@@ -106,6 +106,15 @@ def test_a_wrong_file(
         assert word in message
 
 
+def test_earlier_searches_and_several_objectives(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    content = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    del content["metric"], content["mode"]
+    file = here / "search.yaml"
+    file.write_text(yaml.safe_dump(content | {"objectives": [{"eval_pq": "max"}, {"parameters": "min"}]}))
+    message = refused(capsys, "--config", str(file), "--warm-start", "tiny")
+    assert "--warm-start tiny: values of several objectives are not taken from earlier searches" in message
+
+
 def test_a_file_that_does_not_parse(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     (here / "bad.yaml").write_text("name: [\n  broken: {")
     assert "bad.yaml is not valid YAML" in refused(capsys, "--config", "bad.yaml")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from psalm.train.records import RunRecords, read_records
-from tune.costs import Work, costs, work_of
+from tune.costs import Work, cost_objectives, costs, work_of
 from tune.study.board import Board, Status, trial_folder
 
 
@@ -34,6 +34,19 @@ def test_a_run_that_started_again_counts_from_its_first_step(tmp_path: Path) -> 
         records.event("started")
         train(records, range(10, 21, 10), 1.0)
     assert work_of(read_records(tmp_path)).training == 50
+
+
+def test_costs_are_those_of_the_steps_that_count(tmp_path: Path) -> None:
+    """Of a resumed run: without what it did twice; the median leaves out that the first log has the start in it."""
+    with RunRecords(tmp_path) as records:
+        records.tags({"parameters": 900, "trainable_parameters": 70})
+        records.event("started")
+        for step, seconds, memory in ((1, 5.0, 512.0), (2, 0.2, 2048.0), (3, 9.0, 9000.0)):
+            records.metrics(step, {"loss": 1.0, "system/step_seconds": seconds, "system/peak_memory_mb": memory})
+        records.event("resumed", step=2)
+        records.metrics(3, {"loss": 1.0, "system/step_seconds": 0.3, "system/peak_memory_mb": 1024.0})
+    assert cost_objectives(list(read_records(tmp_path))) == {"step_ms": 300.0, "parameters": 70.0, "peak_memory": 2.0}
+    assert cost_objectives([]) == {}
 
 
 def test_all_that_could_have_been_used_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from tune.results import next_commands, print_results, summary, write_summary
 from tune.space.dependents import Dependents
 from tune.study.board import Board, Status
+from tune.study.objectives import Objective
 
 URI = "sqlite:////x/mlflow.db"
 AT = 1_000_060.0
@@ -108,6 +109,34 @@ def test_the_answer_names_the_best_setting_and_the_next_commands(board: Board, t
 def test_failures_are_shown_with_their_reason(board: Board, tmp_path: Path) -> None:
     board.finish(0, Status.FAILED, AT, "eval_pq is [nan] at step 30")
     assert "trial 0 failed: eval_pq is [nan] at step 30" in printed(board, tmp_path)
+
+
+def test_of_several_objectives_the_front_is_the_answer(board: Board, tmp_path: Path) -> None:
+    """Best first in the first of them; the baseline is beside, and trials that were stopped have no values."""
+    board.objectives, board.baseline = (Objective("eval_pq", "max"), Objective("parameters", "min")), 0
+    board.trials[0].objectives = {"eval_pq": 40.0, "parameters": 2_500_000.0}
+    board.trials[1].objectives = {"eval_pq": 60.0, "parameters": 2_400_000.0}
+    start(board, 3, {"mm_n_points": 3})
+    board.report(3, 100, 10.0)
+    board.finish(3, Status.COMPLETED, AT)
+    board.trials[3].objectives = {"eval_pq": 10.0, "parameters": 9000.0}
+    lines = [line.split() for line in printed(board, tmp_path).splitlines()]
+    table = lines.index(["Pareto", "front", "of", "eval_pq", "(max),", "parameters", "(min)"])
+    assert lines[table + 1] == ["trial", "eval_pq", "parameters", "mm_n_points"]
+    assert [line for line in lines[table + 2 : table + 8] if line and line[0].isdigit()] == [
+        ["1", "60", "2,400,000", "1"],
+        ["3", "10", "9000", "3"],
+        ["0", "40", "2,500,000", "0", "the", "baseline,", "not", "on", "the", "front"],
+    ]
+    content = json.loads((tmp_path / "search.json").read_text())
+    assert content["objectives"] == [{"eval_pq": "max"}, {"parameters": "min"}]
+    assert content["pareto_front"] == [1, 3]
+    assert [trial["objectives"] for trial in content["trials"]] == [
+        {"eval_pq": 40.0, "parameters": 2_500_000.0},
+        {"eval_pq": 60.0, "parameters": 2_400_000.0},
+        {},
+        {"eval_pq": 10.0, "parameters": 9000.0},
+    ]
 
 
 def test_where_mlflow_is_a_server_it_is_opened() -> None:

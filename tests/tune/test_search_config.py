@@ -43,6 +43,60 @@ def load(tmp_path: Path) -> Any:
     return load_content
 
 
+def test_several_objectives_are_what_is_searched_for_and_the_first_ranks(load: Any) -> None:
+    config = load(metric=None, objectives=[{"eval_pq": "max"}, {"step_ms": "min"}, {"eval_rq": "max"}])
+    assert (config.metric, config.mode) == ("eval_pq", "max")
+    assert [(each.name, each.mode) for each in config.objectives] == [
+        ("eval_pq", "max"),
+        ("step_ms", "min"),
+        ("eval_rq", "max"),
+    ]
+    assert config.as_record()["objectives"] == [{"eval_pq": "max"}, {"step_ms": "min"}, {"eval_rq": "max"}]
+    assert (config.scheduler.name, config.notes) == ("none", ())
+    assert "objectives" not in load().as_record()
+
+
+def test_who_stops_trials_by_the_first_of_several_objectives_is_told_what_that_means(load: Any) -> None:
+    config = load(metric=None, objectives=[{"eval_pq": "max"}, {"parameters": "min"}], scheduler={"name": "median"})
+    assert config.scheduler.name == "median"
+    assert config.notes == (
+        "median stops trials by eval_pq alone: the sampler learns nothing of those, and none of them is on the front",
+    )
+
+
+TWO = [{"eval_pq": "max"}, {"step_ms": "min"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": {"name": "cmaes"}, "metric": None}, "name = cmaes searches for one objective, but there are several"),
+        ({"metric": "eval_pq"}, "objectives say what is searched for, and so do metric and mode; leave one out"),
+        ({"mode": "max"}, "objectives say what is searched for, and so do metric and mode; leave one out"),
+        (
+            {"_options": {"metric": "eval_rq"}},
+            "objectives say what is searched for, and so do --metric eval_rq; leave one out",
+        ),
+        ({"objectives": []}, "objectives = [] must be two or more, as in [{eval_pq: max}, {step_ms: min}]; for one, "),
+        ({"objectives": ["eval_pq", "step_ms"]}, "objectives = ['eval_pq', 'step_ms'] must be two or more, as in"),
+        ({"objectives": TWO[::-1]}, "objective 1 = 'step_ms' must be a metric of every trial: eval_pq, eval_pq_things"),
+        ({"objectives": TWO[:1] * 2}, "objective 2 = 'eval_pq' must be one of eval_pq_things, eval_pq_stuff, eval_sq"),
+        ({"objectives": [*TWO[:1], {"stepms": "min"}]}, "step_ms, parameters, peak_memory; did you mean 'step_ms'?"),
+        ({"objectives": [*TWO[:1], {"step_ms": "max"}]}, "objectives.step_ms = 'max' must be min, as it is better"),
+        (
+            {"objectives": TWO, "arguments": {"max_steps": 30, "eval_steps": 10, "logging_steps": 50}},
+            "objectives: step_ms is taken from a trial's logs, but with logging_strategy = steps, logging_steps = 50 "
+            "and max_steps = 30 there are none; lower logging_steps",
+        ),
+    ],
+)
+def test_wrong_objectives_are_refused(load: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SearchError) as caught:
+        load(**({"metric": None, "objectives": TWO} | changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "metric"),
     [

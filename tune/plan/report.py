@@ -9,7 +9,7 @@ from rich.table import Table
 
 from psalm.doctor.units import gib
 from psalm.train.disk import GB
-from tune.config import SchedulerConfig
+from tune.config import SchedulerConfig, SearchConfig
 from tune.plan.corners import Corner
 from tune.plan.expectation import LIKELY
 from tune.plan.plan import Plan
@@ -151,12 +151,18 @@ def _print_rest(plan: Plan, console: Console) -> None:
         f"{room.checkpoint / GB:.3g} GB, {room.models} final models x {room.model / GB:.3g} GB)",
         f"a trial: {each.workers_per_trial} workers, each with {each.cpus_per_worker:g} CPUs and "
         f"{each.gpus_per_worker:g} GPUs",
-        f"sampler {config.sampler.name} with seed {config.seed}; {_scheduler(config.scheduler)}; "
-        f"the {'largest' if config.mode == 'max' else 'smallest'} {config.metric} is best",
+        f"sampler {config.sampler.name} with seed {config.seed}; {_scheduler(config.scheduler)}; {_sought(config)}",
         f"MLflow: {plan.tracking_uri}",
     ):
         _line(console, f"  {line}")
     _line(console, "Nothing was recorded. Without --plan the search starts.")
+
+
+def _sought(config: SearchConfig) -> str:
+    """What is best, in words."""
+    if config.objectives:
+        return f"the front of {', '.join(map(str, config.objectives))}"
+    return f"the {'largest' if config.mode == 'max' else 'smallest'} {config.metric} is best"
 
 
 def _scheduler(scheduler: SchedulerConfig) -> str:

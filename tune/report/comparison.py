@@ -1,11 +1,11 @@
 """Searches to be compared, and what is computed from them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from psalm.train.tasks import direction
-from tune.costs import STEP_SECONDS
+from tune.costs import PEAK_MEMORY, STEP_SECONDS
 from tune.study.board import Board, Status, TrialRow
 from tune.trials.resources import TrialResources
 
@@ -13,7 +13,7 @@ HOUR = 3600.0
 SIZES = ("parameters", "trainable_parameters")
 """Tags of a run that are numbers to compare."""
 MACHINE = "system/"
-COST_MEASURES = (STEP_SECONDS, "parameters", "system/peak_memory_mb")
+COST_MEASURES = (STEP_SECONDS, "parameters", PEAK_MEMORY)
 """What the metric is weighed against."""
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Task -> class -> metric -> percent."""
@@ -87,6 +87,11 @@ class Search:
         """As ``Board.ranking``."""
         return [self.trials[row.number] for row in self.board.ranking()]
 
+    @cached_property
+    def front(self) -> list[Trial]:
+        """As ``Board.front``; of a search that has ended, or was ended before it was resumed."""
+        return [self.trials[row.number] for row in self.board.front]
+
     @property
     def proposed(self) -> list[Trial]:
         """Without those that confirm others, by number."""
@@ -136,25 +141,6 @@ def better_when(measure: str) -> str:
     if measure.startswith(MACHINE) or measure in SIZES or "loss" in measure:
         return "min"
     return direction(measure)
-
-
-def pareto_front(points: Sequence[tuple[float, float]], modes: tuple[str, str]) -> list[int]:
-    """Indices of the points than which none is better in one measure and at least as good in the other.
-
-    Args:
-        points: of two measures.
-        modes: ``max`` or ``min``, of each.
-
-    Returns:
-        Best first in the first measure; of equal points the first.
-    """
-    signs = [-1 if mode == "max" else 1 for mode in modes]
-    costs = [(signs[0] * first, signs[1] * second) for first, second in points]
-    front: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda index: costs[index]):
-        if not front or costs[index][1] < costs[front[-1]][1]:
-            front.append(index)
-    return front
 
 
 def counts(search: Search) -> dict[Status, int]:

@@ -41,6 +41,22 @@ _LABELS = {
     "system/peak_memory_mb": ("peak memory, MB", 1.0),
 }
 
+_OBJECTIVES = {
+    "step_ms": ("step time, ms", 1.0),
+    "parameters": _LABELS["trainable_parameters"],
+    "peak_memory": ("peak memory, GiB", 1.0),
+}
+
+
+def objective_label(name: str) -> str:
+    """An objective as axes and headings call it, with its unit; what is scored is in percent."""
+    return _OBJECTIVES[name][0] if name in _OBJECTIVES else f"{name}, %"
+
+
+def objective_value(trial: Trial, name: str) -> float:
+    """The value of a trial that has completed, in the unit of ``objective_label``."""
+    return trial.row.objectives[name] * (_OBJECTIVES[name][1] if name in _OBJECTIVES else 1.0)
+
 
 def label_of(measure: str) -> str:
     """A measure as axes and headings call it, with its unit; what is scored is in percent."""

@@ -105,8 +105,9 @@ def trial_link(search: Search, trial: Trial, words: str | None = None) -> str:
 
 
 def badges(search: Search, trial: Trial) -> str:
-    """HTML: whether a trial is the best, or the baseline."""
+    """HTML: whether a trial is the best, the baseline, or on the front of several objectives."""
     kinds = [kind for kind, of in (("best", search.best), ("baseline", search.baseline)) if trial is of]
+    kinds += ["front"] if trial in search.front else []
     return "".join(f'<span class="badge {kind}">{kind}</span>' for kind in kinds)
 
 

@@ -6,12 +6,13 @@ mean the same everywhere: the best trial, the baseline, trials of full length, t
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tune.report.comparison import Search, best_so_far, better_when, pareto_front
+from tune.report.comparison import Search, best_so_far, better_when
 from tune.report.importance import Importance
 from tune.report.marks import (
     BASELINE,
@@ -26,6 +27,8 @@ from tune.report.marks import (
     final_value,
     label_of,
     legend_of,
+    objective_label,
+    objective_value,
     scaled,
     size_of,
     symbol_of,
@@ -33,6 +36,7 @@ from tune.report.marks import (
 )
 from tune.report.scales import Scale
 from tune.study.board import Status
+from tune.study.objectives import pareto_front
 
 WIDTH = 12.0
 """Of a picture over the whole page, in inches."""
@@ -281,6 +285,51 @@ def draw_pareto(place: int, search: Search, measures: Iterable[str]) -> Figure |
         axes.margins(0.08)
     panels.flat[0].set_ylabel(label_of(metric))
     handles = [*legend_of(search, "points", final=True), Line2D([], [], color=INK, label="front")]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    return figure
+
+
+def draw_front(place: int, search: Search) -> Figure:
+    """Completed trials over every two of a search's objectives, those on the front with dark edges.
+
+    Of two objectives the front is joined; of more, it is no line in any two.
+    """
+    names = [each.name for each in search.board.objectives]
+    pairs = list(combinations(names, 2))
+    columns = min(len(pairs), 3)
+    rows = math.ceil(len(pairs) / columns)
+    figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.7, 4.2 * rows + 0.4))
+    panels = figure.subplots(rows, columns, squeeze=False)
+    front = search.front
+    for axes, (second, first) in zip(panels.flat, pairs, strict=False):
+        for trial in search.proposed:
+            if trial.row.objectives:
+                axes.plot(
+                    objective_value(trial, first),
+                    objective_value(trial, second),
+                    symbol_of(search, trial),
+                    color=color_of(search, trial),
+                    markeredgecolor=INK if trial in front else "white",
+                    markersize=size_of(search, trial),
+                    zorder=draw_order(search, trial) + 0.5 * (trial in front),
+                    gid=trial_mark(place, trial),
+                )
+        if search.baseline is not None and search.baseline.row.objectives:
+            axes.axvline(objective_value(search.baseline, first), color=BASELINE, linewidth=1, alpha=0.6, zorder=1)
+            axes.axhline(objective_value(search.baseline, second), color=BASELINE, linewidth=1, alpha=0.6, zorder=1)
+        axes.set(xlabel=objective_label(first), ylabel=objective_label(second))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.margins(0.08)
+    for axes in panels.flat[len(pairs) :]:
+        axes.set_visible(False)
+    if len(names) == 2:
+        corners = sorted((objective_value(trial, names[1]), objective_value(trial, names[0])) for trial in front)
+        where = "post" if search.board.objectives[1].mode == "min" else "pre"
+        panels[0, 0].step(*zip(*corners, strict=True), where=where, color=INK, linewidth=1.2, zorder=1)
+    on_front = Line2D([], [], color=INK, marker="o", markerfacecolor="none", label="on the front")
+    if len(names) > 2:
+        on_front.set_linestyle("none")
+    handles = [*legend_of(search, "points", final=True), on_front]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
     return figure
 

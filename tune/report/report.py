@@ -37,6 +37,10 @@ PARETO = (
     "Completed trials; the line joins those that no other one beats in both. Seconds per step are the median over a "
     "run's logs, peak memory is of one process."
 )
+FRONT = (
+    "Completed trials. Those with dark edges are on the front: no other one is better in one objective and as good in "
+    "all others. The coloured lines cross at the baseline. Times and memory differ between runs of one setting, too."
+)
 FEW_WORDS = (
     "From 12 random settings the shares of a known function were off by up to 28 points, from 24 by 17, from 48 by 9: "
     "take them as a hint."
@@ -123,7 +127,12 @@ def _of_one(place: int, search: Search, pictures: Pictures, prefix: str, shared:
     if not search.proposed:
         return [html.section("Trials", "<p>There are none yet.</p>")]
     again = tables.confirmation_table(search)
-    parts = [
+    parts = []
+    if search.front:
+        figure = pictures.show(f"{prefix}front", plots.draw_front(place, search))
+        title = f"Front of {', '.join(map(str, search.board.objectives))}"
+        parts.append(html.section(title, figure + tables.front_table(place, search), FRONT))
+    parts += [
         html.section("Ranking", tables.ranking_table(place, search), "Trials of full length first. A heading sorts."),
         *([html.section("Run again with new seeds", again)] if again else []),
         *shared[:1],

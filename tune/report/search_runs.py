@@ -19,6 +19,7 @@ from tune.errors import SearchError
 from tune.report.comparison import SIZES, Search, Trial
 from tune.space.parameters import Value
 from tune.study.board import Board, Status, TrialRow
+from tune.study.objectives import Objective
 from tune.tracking.store import MOST_RUNS, artifact, find_experiment, json_artifact, metric_points, runs_of_kind
 from tune.trials.resources import TrialResources
 
@@ -80,6 +81,7 @@ def read_search(client: MlflowClient, uri: str, run: Run) -> Search:
         trials[trial.number] = trial
     board.trials = {number: trial.row for number, trial in trials.items()}
     board.baseline = 0 if config["baselines"] else None
+    board.objectives = tuple(Objective(*item) for each in config.get("objectives", ()) for item in each.items())
     shown = {each.number: each for each in map(board.trials.get, _shown(board)) if each is not None}
     files = {number: [file.path for file in client.list_artifacts(trials[number].run_id)] for number in shown}
     return Search(
@@ -135,6 +137,7 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Iterable[str
         answered_by=tags.get("answered_by"),
     )
     row.step = told.get("steps", row.evaluated)
+    row.objectives = told.get("objectives", {})
     measures = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
     measures |= {name: float(tags[name]) for name in SIZES if name in tags}
     if per_step := _finite_points(client, run, STEP_SECONDS):

@@ -40,6 +40,7 @@ tr.less td { color: var(--soft); }
 .badge { font-size: 11.5px; border-radius: 9px; padding: 1px 8px; margin-left: 6px; color: #fff; }
 .badge.best { background: var(--best); }
 .badge.baseline { background: var(--baseline); }
+.badge.front { background: var(--ink); }
 .failed { color: var(--failed); }
 .plot svg { display: block; width: 100%; height: auto; }
 .plot text { font-family: inherit !important; }

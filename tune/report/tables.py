@@ -5,7 +5,7 @@ from html import escape
 
 from tune.progress import clock, number
 from tune.report.comparison import COST_MEASURES, Search, Trial
-from tune.report.marks import label_of, scaled
+from tune.report.marks import label_of, objective_label, objective_value, scaled
 from tune.report.page import Cell, Row, badges, figure_cell, table, trial_link, word
 from tune.report.plots import TIMES
 from tune.report.words import difference_to_baseline, hours, status_words
@@ -40,6 +40,26 @@ def ranking_table(place: int, search: Search) -> str:
         less = "" if kind or row.status == Status.COMPLETED else "less"
         rows.append(Row(cells, kind or less, f"{place}-{trial.number}"))
     return table(headings, rows, sortable=True)
+
+
+def front_table(place: int, search: Search) -> str:
+    """The trials on the front of several objectives, best first in the first of them, with the baseline at the end."""
+    names = [each.name for each in search.board.objectives]
+    shown, baseline = search.front, search.baseline
+    if baseline is not None and baseline not in shown and baseline.row.objectives:
+        shown = [*shown, baseline]
+    rows = []
+    for trial in shown:
+        cells = [Cell(trial_link(search, trial, str(trial.number)) + badges(search, trial), trial.number, "word")]
+        for name in names:
+            value = objective_value(trial, name)
+            cells.append(figure_cell(value, form=".4g" if value < 1000 else ",.0f"))
+        for name in search.space:
+            given = trial.row.params.get(name, "")
+            cells.append(Cell(escape(number(given)), given))
+        kind = "top" if trial is search.best else "baseline" if trial is baseline else ""
+        rows.append(Row(cells, kind, f"{place}-{trial.number}"))
+    return table(["trial", *map(objective_label, names), *search.space], rows, sortable=True)
 
 
 def searches_table(searches: Sequence[Search]) -> str:

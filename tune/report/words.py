@@ -38,7 +38,7 @@ def difference_to_baseline(search: Search, trial: Trial) -> float | None:
 
 def summary(search: Search) -> str:
     """The answer in a few sentences: which setting, by how much, how sure, at what cost."""
-    return " ".join([_answer(search), *_certainty(search), _cost(search)])
+    return " ".join([_answer(search), *_certainty(search), *_front(search), _cost(search)])
 
 
 def _answer(search: Search) -> str:
@@ -70,6 +70,17 @@ def _certainty(search: Search) -> list[str]:
     difference = differences[best.number]
     p = "" if difference.p is None else f", p = {difference.p:.2g}, {TEST}"
     return [f"{found}, {difference.value:+.2f} against the baseline's: {difference.words}{p}."]
+
+
+def _front(search: Search) -> list[str]:
+    """Which trials nothing beats in several objectives."""
+    if not search.front:
+        return []
+    names = ", ".join(map(str, search.board.objectives))
+    listed = ", ".join(str(trial.number) for trial in search.front)
+    only = "trial" if len(search.front) == 1 else "trials"
+    on_front = "" if search.baseline is None or search.baseline in search.front else "; the baseline is not on it"
+    return [f"The front of {names}: {only} {listed}{on_front}."]
 
 
 def _cost(search: Search) -> str:

@@ -34,6 +34,19 @@ class Outcome:
     """Trials that were stopped early, and at which step."""
 
 
+def refuse_objectives(config: SearchConfig) -> None:
+    """Curves have the values of one metric.
+
+    Raises:
+        SearchError: the search is for more.
+    """
+    if config.objectives:
+        names = ", ".join(each.name for each in config.objectives)
+        raise SearchError(
+            f"the search has objectives ({names}), but curves have one metric; simulate one with a metric"
+        )
+
+
 def check(folder: Path) -> tuple[Outcome, Outcome]:
     """A search that has ended, as it was, and as it is in the simulator.
 
@@ -45,6 +58,7 @@ def check(folder: Path) -> tuple[Outcome, Outcome]:
         SearchError: the folder has no search that has ended.
     """
     config = _config_of(folder)
+    refuse_objectives(config)
     curves = curves_of_folder(folder, config)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     stopped = {trial["number"]: trial["steps"] for trial in summary["trials"] if trial["status"] == "pruned"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from tune.space.dependents import Dependents
 from tune.space.parameters import Value
+from tune.study.objectives import Objective, pareto_front
 
 STEP = "global_step"
 """The time axis of a search: the name under which every result carries its global training step."""
@@ -76,6 +77,8 @@ class TrialRow:
     """The trial whose setting it runs again with ``seed``; None for a trial that was proposed."""
     seed: int | None = None
 
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    """Of a completed trial of a search for several: the value of each, in their order."""
     answered_by: str | None = None
     """The run of an earlier search from which it has its values, without any training."""
 
@@ -134,6 +137,8 @@ class Board:
     """The trial of the recommended setting, which others are compared to."""
     confirming: int = 0
     """Trials planned that confirm others."""
+    objectives: tuple[Objective, ...] = ()
+    """Of a search for several; the first is ``metric``."""
     exhausts: bool = False
     """Whether the trials planned are all that there can be, as no setting of the space is tried twice."""
 
@@ -230,6 +235,16 @@ class Board:
         """The best of the completed trials."""
         first = next(iter(self.ranking()), None)
         return first if first and first.status == Status.COMPLETED else None
+
+    @property
+    def front(self) -> list[TrialRow]:
+        """The completed trials that no other one beats in all objectives, best first in the first of them.
+
+        None where the search is not for several.
+        """
+        rows = [row for row in self.proposed if row.objectives]
+        modes = [each.mode for each in self.objectives]
+        return [rows[index] for index in pareto_front([list(row.objectives.values()) for row in rows], modes)]
 
     @property
     def fraction(self) -> float:

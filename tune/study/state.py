@@ -12,7 +12,8 @@ proposed  a trial: ``number``, ``params``, and the ``rung`` of the memory ladder
 answered  a trial has its values from the run ``run_id`` of an earlier search, which it would repeat: ``number``
 attempt   of a trial begins: ``number``, ``attempt`` (1, 2, ...), ``rung`` and the ``changes`` that it makes
 result    of a trial: ``number``, ``step``, ``value``, and whether the trial ``goes_on``
-ended     an attempt: ``number``, ``outcome``, the trial's ``status`` now, its ``rung`` next time, ``reason``
+ended     an attempt: ``number``, ``outcome``, the trial's ``status`` now, its ``rung`` next time, ``reason``; in a
+          search for several objectives, their values where the trial has completed: ``objectives`` {name: value}
 closed    nothing more is begun in this run of the search: ``reason``
 concluded the run of the search has ended: ``status``
 ========= =================================================================================================
@@ -28,12 +29,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from psalm.train.arguments import with_defaults
-from psalm.train.records import Record, RunRecords, read_records
+from psalm.train.records import Record, RunRecords, metric_history, read_records
 from tune.config import SearchConfig
+from tune.costs import cost_objectives
 from tune.errors import SearchError
 from tune.space.parameters import Value
 from tune.study.board import UNFINISHED, Board, Outcome, Status, TrialRow, trial_folder
 from tune.study.confirmation import to_confirm
+from tune.study.objectives import COSTS
 from tune.study.schedulers import create_stopping_rule
 from tune.study.study import propose
 from tune.study.warm_start import Earlier, answer
@@ -92,6 +95,7 @@ class SearchState:
             config.max_steps,
             num_samples=int(min(num_samples, config.most_trials)),
             dependents=config.dependents,
+            objectives=config.objectives,
             exhausts=num_samples >= config.most_trials,
         )
         self.board.baseline = 0 if config.baselines else None
@@ -117,7 +121,7 @@ class SearchState:
         self._record("resumed", pid=os.getpid(), until=self._until)
         for row in self.board.of(Status.WAITING):
             if row.evaluated >= self.board.full_length and self._has_completed(row.number):
-                self._record_end(row, Outcome.COMPLETED, Status.COMPLETED, row.rung, None)
+                self._record_end(row, Outcome.COMPLETED, None)
 
     def next_job(self) -> Job | None:
         """An attempt to begin now: of the first trial that waits, else of a new one. None if there is none."""
@@ -165,7 +169,8 @@ class SearchState:
     def end(self, number: int, outcome: Outcome, reason: str | None = None) -> TrialRow:
         """The attempt of a trial has ended; the trial may be waiting for another one then.
 
-        A trial that was stopped early is pruned, however its processes ended afterwards.
+        A trial that was stopped early is pruned, however its processes ended afterwards. The values of several
+        objectives are read from the trial's own records.
 
         Raises:
             ValueError: no attempt of the trial runs.
@@ -173,8 +178,7 @@ class SearchState:
         row = self.board.trials[number]
         if row.since is None:
             raise ValueError(f"trial {number} is {row.status}, so no attempt of it can end ({outcome}: {reason})")
-        status, rung, words = self._consequence(row, outcome, reason)
-        self._record_end(row, outcome, status, rung, words)
+        self._record_end(row, outcome, reason)
         return row
 
     def close(self, reason: str) -> None:
@@ -257,13 +261,20 @@ class SearchState:
         """All arguments of a trial as configured."""
         return with_defaults(self.config.dependents.complete(self.config.arguments, params))
 
-    def _consequence(self, row: TrialRow, outcome: Outcome, reason: str | None) -> tuple[Status, int, str | None]:
-        """What an attempt's end makes of its trial: status, rung of the next attempt, reason."""
+    def _consequence(
+        self, row: TrialRow, outcome: Outcome, reason: str | None, missing: Sequence[str]
+    ) -> tuple[Status, int, str | None]:
+        """What an attempt's end makes of its trial: status, rung of the next attempt, reason.
+
+        ``missing`` are objectives that a trial which has completed has no value of.
+        """
         if row.status == Status.PRUNED:
             return Status.PRUNED, row.rung, row.reason
         match outcome:
             case Outcome.COMPLETED:
                 if row.evaluated >= self.board.full_length:
+                    if missing:
+                        return Status.FAILED, row.rung, f"{', '.join(missing)} is missing in its records"
                     return Status.COMPLETED, row.rung, None
                 end = f"it was last evaluated at step {row.evaluated} of {self.board.full_length}"
                 return Status.FAILED, row.rung, f"{self.board.metric} is missing at the end: {end}"
@@ -283,8 +294,28 @@ class SearchState:
                 where = "out of memory with gradient checkpointing, micro-batch 1"
                 return Status.FAILED, row.rung, f"does not fit: {where}: {reason}"
 
-    def _record_end(self, row: TrialRow, outcome: Outcome, status: Status, rung: int, reason: str | None) -> None:
-        self._record("ended", number=row.number, outcome=str(outcome), status=str(status), rung=rung, reason=reason)
+    def _record_end(self, row: TrialRow, outcome: Outcome, reason: str | None) -> None:
+        objectives = self._objectives(row) if outcome == Outcome.COMPLETED else {}
+        missing = [name for name, value in objectives.items() if value is None]
+        status, rung, words = self._consequence(row, outcome, reason, missing)
+        known = {"objectives": objectives} if objectives and status == Status.COMPLETED else {}
+        self._record(
+            "ended", number=row.number, outcome=str(outcome), status=str(status), rung=rung, reason=words, **known
+        )
+
+    def _objectives(self, row: TrialRow) -> dict[str, float | None]:
+        """The values of several objectives, from a trial's own records; None of one that they do not have."""
+        if not self.config.objectives:
+            return {}
+        records = list(read_records(trial_folder(self._records.folder, row.number)))
+        measured, history = cost_objectives(records), metric_history(records)
+        found: dict[str, float | None] = {}
+        for name in (each.name for each in self.config.objectives):
+            if name == self.config.metric:
+                found[name] = row.last
+            else:
+                found[name] = measured.get(name) if name in COSTS else history.get(name, {}).get(row.evaluated)
+        return found
 
     def _has_completed(self, number: int) -> bool:
         """Whether a trial's own records say so: the search may have been killed before it heard of it."""
@@ -358,6 +389,7 @@ class SearchState:
         if outcome == Outcome.OUT_OF_MEMORY and status == Status.FAILED:
             row.needed_rung = row.rung
         row.rung = event["rung"]
+        row.objectives = event.get("objectives", {})
 
     def _interrupt(self, at: float) -> None:
         """The process that ran the search is gone, its trials' processes with it, and what it had closed is open."""

@@ -55,21 +55,31 @@ def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study
 
     A trial is COMPLETE with its last value only if it ran to its full length; one that was stopped before is PRUNED
     (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL.
+
+    Of several objectives, a trial is COMPLETE with the values of all. Optuna knows no pruned trials then: its TPE takes
+    one without intermediate values for bad in every objective, and breaks on one with them; its GP leaves them out. A
+    trial that was stopped is known to be bad in the first objective only, and may well be on the front, as the cheapest
+    one. So it is FAIL: nothing is learnt from it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction = StudyDirection.MAXIMIZE if config.mode == "max" else StudyDirection.MINIMIZE
-    study = optuna.create_study(direction=direction)
-    study.add_trials(trial_of(row, config.space) for row in rows)
+    modes = [each.mode for each in config.objectives] or [config.mode]
+    directions = [StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in modes]
+    study = optuna.create_study(directions=directions)
+    study.add_trials(trial_of(row, config) for row in rows)
     return study
 
 
-def trial_of(row: TrialRow, space: SearchSpace) -> FrozenTrial:
+def trial_of(row: TrialRow, config: SearchConfig) -> FrozenTrial:
     """A trial as the study knows it, see ``create_study``."""
-    params, distributions = _in_study(row.params, space)
-    state = _STATES[row.status]
+    params, distributions = _in_study(row.params, config.space)
+    state, values = _STATES[row.status], None
+    if config.objectives and state == TrialState.PRUNED:
+        state = TrialState.FAIL
+    if state in (TrialState.COMPLETE, TrialState.PRUNED) and row.last is not None:
+        values = list(row.objectives.values()) if config.objectives else [row.last]
     return optuna.create_trial(
         state=state,
-        value=row.last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        values=values,
         params=params,
         distributions=distributions,
         intermediate_values=row.values,

@@ -93,7 +93,7 @@ class StudyFile:
 
     def _may_become(self, known: FrozenTrial, row: TrialRow) -> bool:
         """Whether a trial in the file is this one, now or before."""
-        now = trial_of(row, self.config.space)
+        now = trial_of(row, self.config)
         if known.state.is_finished() and (known.state, known.values) != (now.state, now.values):
             return False
         return known.params == now.params and known.intermediate_values.items() <= now.intermediate_values.items()
@@ -113,14 +113,14 @@ class StudyFile:
         return attributes if run_id is None else attributes | {"mlflow_run_id": run_id}
 
     def _add(self, row: TrialRow) -> None:
-        trial = trial_of(row, self.config.space)
+        trial = trial_of(row, self.config)
         trial.user_attrs = self._attributes(row)
         trial.datetime_start = datetime.now() - timedelta(seconds=row.seconds)
         self._storage.create_new_trial(self._study_id, trial)
 
     def _tell(self, row: TrialRow, known: FrozenTrial, index: int) -> None:
         """What is new of a trial; its end last, because nothing can follow that."""
-        now = trial_of(row, self.config.space)
+        now = trial_of(row, self.config)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, index)
         for step, value in now.intermediate_values.items():
             if step not in known.intermediate_values:

@@ -54,6 +54,11 @@ class Run:
         """It has ended."""
         self.status, self.final_tags, self.ended, self.closed_at = status, tags, now, None
 
+    def add_final_tags(self, tags: dict[str, str]) -> None:
+        """Something more is known of it, now that it has ended."""
+        if not tags.items() <= self.final_tags.items():
+            self.final_tags, self.closed_at = self.final_tags | tags, None
+
     def reopen(self) -> None:
         """It runs again, if it had ended."""
         if self.status is not None:

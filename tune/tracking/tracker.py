@@ -7,7 +7,7 @@ its resumption, or by hand, ``python -m tune.tracking sync runs/tiny``.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,20 +151,33 @@ class Tracker:
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            summary: what ``search.json`` holds; ``best`` ({run_id, params, value}) is also put on the parent run.
+            summary: what ``search.json`` holds; ``best`` ({run_id, params, value}) is also put on the parent run, and
+                so is ``pareto_front`` (trial numbers), whose trials are tagged ``pareto``.
         """
         for key, run in self._ledger.runs.items():
             if key != PARENT and run.status is None:
                 self._finish(key, "KILLED", {"reason": "the search ended before this trial"})
+        if "pareto_front" in summary:
+            self._tag_front(summary["pareto_front"])
         parent, best = self._ledger.runs[PARENT], summary.get("best") or {}
         if best:
             parent.metrics = {f"best_{parent.params['metric']}": float(best["value"])}
         parent.files = {**parent.files, "search.json": dict(summary)}
         parent.described = False
-        self._finish(PARENT, status, {"best_run_id": str(best["run_id"])} if best else {})
+        tags = {"best_run_id": str(best["run_id"])} if best else {}
+        if "pareto_front" in summary:
+            tags["pareto_front"] = ", ".join(map(str, summary["pareto_front"]))
+        self._finish(PARENT, status, tags)
         if not self._attempt():
             logger.warning("MLflow lacks part of this search; later: python -m tune.tracking sync %s", self.search_dir)
         self._ledger.release()
+
+    def _tag_front(self, front: Collection[int]) -> None:
+        """Says of the trials on the front that they are; of those that were and are not any more, that."""
+        for key, run in self._ledger.runs.items():
+            on_front = key != PARENT and int(key) in front
+            if key != PARENT and (on_front or "pareto" in run.final_tags):
+                run.add_final_tags({"pareto": str(on_front).lower()})
 
     def knows(self, number: int) -> bool:
         """Whether a trial was ever started."""

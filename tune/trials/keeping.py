@@ -10,7 +10,8 @@ class Keeper:
 
     Args:
         plan: of the trials.
-        keep_best: how many trials' final models are kept.
+        keep_best: how many trials' final models are kept, best first; unless it is 0, also those on the front of
+            several objectives.
     """
 
     def __init__(self, plan: TrialPlan, keep_best: int) -> None:
@@ -19,12 +20,14 @@ class Keeper:
         self._kept: dict[int, bool] = {}  # of the trials that have been looked at: whether their models are kept
 
     def tidy(self, board: Board) -> None:
-        """Removes the checkpoints of trials that have ended, and the final models of all but the best.
+        """Removes the checkpoints of trials that have ended, and the final models that are not kept.
 
         Raises:
             OSError: the storage does not answer; it can be tried again.
         """
         best = [row.number for row in board.ranking() if row.status == Status.COMPLETED][: self.keep_best]
+        if self.keep_best:
+            best += [row.number for row in board.front]
         for row in board.of(Status.COMPLETED, Status.PRUNED, Status.FAILED):
             kept = row.number in best
             if self._kept.get(row.number) != kept:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from psalm.model.sizes import RESERVE
 from psalm.train.arguments import with_defaults
@@ -70,6 +71,17 @@ def test_without_a_probe_nothing_is_said_of_time(small: Path, capsys: pytest.Cap
     assert "memory" in output
     assert "Nothing was measured" in output
     assert "likely" not in output
+
+
+def test_a_plan_for_several_objectives_names_them(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load((small / "small.yaml").read_text())
+    del content["metric"], content["scheduler"]
+    content["objectives"] = [{"eval_pq": "max"}, {"step_ms": "min"}]
+    (small / "small.yaml").write_text(yaml.safe_dump(content))
+    assert main(["--plan", "--no-probe", "--config", "small.yaml"]) == 0
+    output = capsys.readouterr().out
+    assert "  objectives: eval_pq (max), step_ms (min)\n" in output
+    assert "no trial is stopped early; the front of eval_pq (max), step_ms (min)\n" in output
 
 
 def test_a_probe_tries_the_baseline_the_smallest_and_the_largest_that_fit() -> None:

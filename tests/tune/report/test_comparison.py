@@ -9,9 +9,10 @@ from mlflow import MlflowClient
 
 from tests.tune.recorded_searches import FULL, START, Made, curve, record_search, twelve_trials
 from tune.errors import SearchError
-from tune.report.comparison import Search, best_so_far, better_when, pareto_front
+from tune.report.comparison import Search, best_so_far, better_when
 from tune.report.search_runs import find_searches, read_search, server_address
 from tune.study.board import Status
+from tune.study.objectives import Objective, pareto_front
 from tune.tracking.ledger import TrackingError
 
 SEEDS = ((0, -0.8), (0, 0.3), (6, -0.2), (6, 0.4))
@@ -34,7 +35,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        record_search(uri, folder / "first", "alpha", twelve_trials()[:1], patch, start=START - 1e6)
+        first = twelve_trials()[:1]
+        first[0].objectives = {"eval_pq": 60.0, "step_ms": 900.0}
+        several = [{"eval_pq": "max"}, {"step_ms": "min"}]
+        record_search(uri, folder / "first", "alpha", first, patch, start=START - 1e6, objectives=several)
         record_search(uri, folder / "alpha", "alpha", trials_and_confirmations(), patch)
         still = twelve_trials()[:3]
         still[1].status, still[2].status, still[2].reason = "running", "waiting", "the search was interrupted"
@@ -146,6 +150,15 @@ def test_a_name_means_its_newest_search_and_an_id_one(client: MlflowClient, alph
     ]
 
 
+def test_several_objectives_are_read_with_their_values(client: MlflowClient, store: str, alpha: Search) -> None:
+    (run,) = client.search_runs([alpha.experiment_id], "tags.`mlflow.runName` = 'first'")
+    search = read_search(client, store, run)
+    assert search.board.objectives == (Objective("eval_pq", "max"), Objective("step_ms", "min"))
+    assert search.front == [search.trials[0]]
+    assert search.trials[0].row.objectives == {"eval_pq": 60.0, "step_ms": 900.0}
+    assert (alpha.board.objectives, alpha.front) == ((), [])
+
+
 def test_what_is_no_search_is_refused(client: MlflowClient, alpha: Search) -> None:
     with pytest.raises(TrackingError, match=r"no experiment 'alpa'; there are .*alpha.*; did you mean 'alpha'\?"):
         find_searches(client, ["alpa"])
@@ -156,12 +169,12 @@ def test_what_is_no_search_is_refused(client: MlflowClient, alpha: Search) -> No
         find_searches(client, ["empty"])
 
 
-@pytest.mark.parametrize("modes", [("min", "max"), ("max", "max"), ("min", "min")])
-def test_the_front_is_what_nothing_beats(modes: tuple[str, str]) -> None:
+@pytest.mark.parametrize("modes", [("min", "max"), ("max", "max"), ("min", "min"), ("max", "min", "min")])
+def test_the_front_is_what_nothing_beats(modes: tuple[str, ...]) -> None:
     draw = random.Random(3)
-    points = [(draw.randrange(12), draw.randrange(12)) for _ in range(60)]
+    points = [tuple(draw.randrange(12) for _ in modes) for _ in range(60)]
 
-    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    def beats(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
         signs = [1 if mode == "max" else -1 for mode in modes]
         gains = [sign * (a - b) for sign, a, b in zip(signs, one, other, strict=True)]
         return min(gains) >= 0 and max(gains) > 0
@@ -170,7 +183,8 @@ def test_the_front_is_what_nothing_beats(modes: tuple[str, str]) -> None:
     front = [points[index] for index in pareto_front(points, modes)]
     assert len(front) == len(set(front)), "of equal points one"
     assert set(front) == expected
-    assert front == sorted(front, reverse=modes[0] == "max"), "best first"
+    first = [point[0] for point in front]
+    assert first == sorted(first, reverse=modes[0] == "max"), "best first"
 
 
 def test_which_way_a_measure_is_better() -> None:

@@ -22,6 +22,7 @@ from tune.report.search_runs import find_searches, read_search
 from tune.report.words import describe_in_markdown, hours, summary
 from tune.results import TIMES as OF_A_SEARCH
 from tune.study.board import Status
+from tune.study.objectives import Objective
 from tune.tracking.store import open_store
 
 SERVER = "http://mlflow.example:5000"
@@ -200,6 +201,40 @@ def test_the_note_for_mlflow_is_a_table(written: Written) -> None:
 
 PARAMS = {"learning_rate": 1e-3, "swin_type": "base"}
 OTHERS = {"learning_rate": 2e-3, "swin_type": "large"}
+
+OBJECTIVES = (Objective("eval_pq", "max"), Objective("step_ms", "min"), Objective("parameters", "min"))
+VALUES = [(50.0, 900.0, 1e6), (70.0, 900.0, 2e6), (60.0, 400.0, 2e6), (55.0, 800.0, 2e6)]
+"""Of the objectives: trial 1 has the best score, 2 is fast, 0, the baseline, is small; 3 is beaten by 2."""
+
+
+@pytest.mark.parametrize(("objectives", "front", "panels"), [(2, [1, 2], 1), (3, [1, 2, 0], 3)])
+@pytest.mark.filterwarnings("error")
+def test_of_several_objectives_the_front_comes_first(
+    objectives: int, front: list[int], panels: int, tmp_path: Path
+) -> None:
+    trials = [made_trial(n, OTHERS if n else PARAMS, {100: values[0]}) for n, values in enumerate(VALUES)]
+    trials.append(made_trial(4, OTHERS, {50: 90.0}, Status.PRUNED))
+    search = made_search(trials, baseline=0)
+    search.board.objectives = OBJECTIVES[:objectives]
+    for trial, values in zip(trials, VALUES, strict=False):
+        names = (each.name for each in search.board.objectives)
+        trial.row.objectives = dict(zip(names, values, strict=False))
+    write_report([search], tmp_path / "report.html", tmp_path / "report")
+    page = (tmp_path / "report.html").read_text()
+    title = "Front of eval_pq (max), step_ms (min), parameters (min)"
+    assert re.findall("<h3>(.*?)</h3>", page)[:2] == [", ".join(title.split(", ")[:objectives]), "Ranking"]
+    svg = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[0]
+    assert sorted(map(int, re.findall(r'data-trial="0-(\d+)"', svg))) == sorted([0, 1, 2, 3] * panels)
+    of_front, of_ranking = (part.split("</table>")[0] for part in page.split("<table>")[1:3])
+    rows = list(map(int, re.findall(r'data-trial="0-(\d+)"', of_front)))
+    assert rows == front + [number for number in [0] if number not in front], "the baseline is beside"
+    marked = {row.split('"0-')[1][0] for row in of_ranking.split("<tr ") if "badge front" in row}
+    assert marked == set(map(str, front))
+    assert (tmp_path / "report" / "front.png").exists()
+    beside = "" if 0 in front else "; the baseline is not on it"
+    assert f"): trials {', '.join(map(str, front))}{beside}. 5 trials" in summary(search)
+
+
 STARTED = made_trial(0, PARAMS, {}, Status.RUNNING)
 EDGES: dict[str, list[Trial]] = {
     "no trial": [],

@@ -42,6 +42,15 @@ def seconds_until(run: Curve, step: int) -> float:
     return COSTS.overhead + step * run.step_seconds + run.evaluation_seconds * sum(each <= step for each in run.values)
 
 
+def test_several_objectives_cannot_be_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = DEFAULT_CONFIG.read_text().replace("metric: eval_pq", "objectives: [{eval_pq: max}, {step_ms: min}]")
+    file = tmp_path / "s.yaml"
+    file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("mode:")))
+    assert main(["--config", str(file)]) == 2
+    message = "the search has objectives (eval_pq, step_ms), but curves have one metric; simulate one with a metric"
+    assert capsys.readouterr().err == f"tune.simulate: {message}\n"
+
+
 def without_stops(config: SearchConfig) -> SearchConfig:
     return replace(config, scheduler=SchedulerConfig("none"))
 

@@ -21,6 +21,7 @@ from tune.options import DEFAULT_CONFIG
 from tune.space.parameters import Real
 from tune.space.space import SearchSpace
 from tune.study.board import Outcome, Status, trial_folder
+from tune.study.objectives import Objective
 from tune.study.schedulers import create_stopping_rule
 from tune.study.state import Job, SearchState
 from tune.study.study import propose
@@ -54,6 +55,15 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> SearchConfig:
     file = tmp_path_factory.mktemp("searches") / "s.yaml"
     file.write_text(CONDITIONAL)
     return load_config(file)
+
+
+@pytest.fixture(scope="module")
+def objectives(tiny: SearchConfig) -> SearchConfig:
+    """A search for several objectives, of which some trials are stopped early by the first."""
+    names = {"eval_pq": "max", "step_ms": "min", "eval_sq": "max"}
+    several = tuple(Objective(*each) for each in names.items())
+    median = SchedulerConfig("median", 15)  # with ASHA, hardly any trial completes
+    return replace(tiny, objectives=several, sampler=SamplerConfig("tpe", 2), scheduler=median)
 
 
 def score(params: Mapping[str, Any], step: int) -> float:
@@ -126,6 +136,9 @@ class World:
             self.end(number, Outcome.OUT_OF_MEMORY, f"tried to allocate {luck} GiB")
         else:
             step = self.position[number] = self.position[number] + 15
+            if self.config.objectives:
+                with RunRecords(trial_folder(self.folder, number)) as records:
+                    records.metrics(step, {"system/step_seconds": luck * job.params["mm_n_points"], "eval_sq": luck})
             if not self.state.result(number, step, score(job.params, step)):
                 self.end(number, self.rng.choice([Outcome.COMPLETED, Outcome.CRASHED]))
             elif step >= FULL:
@@ -163,6 +176,7 @@ class Recorded:
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
         rest = lines[count][: len(lines[count]) // 2] if torn and count < len(lines) else b""
         (folder / FILE_NAME).write_bytes(b"".join(lines[:count]) + rest)
+        (folder / "trials").symlink_to(self.world.folder / "trials")
         records = RunRecords(folder)
         state = SearchState(self.world.config, records, num_samples=self.world.samples)
         state.begin()
@@ -188,11 +202,14 @@ def record(config: SearchConfig, folder: Path, seed: int, samples: int = SAMPLES
     return Recorded(world, list(read_records(world.folder)), folder / "cuts")
 
 
-MORE = [pytest.param((name, seed), marks=pytest.mark.full) for name in ("tiny", "conditional") for seed in range(3, 8)]
+KINDS = ("tiny", "conditional", "objectives")
+MORE = [pytest.param((name, seed), marks=pytest.mark.full) for name in KINDS for seed in range(3, 8)]
 
 
 @pytest.fixture(
-    scope="module", params=[("tiny", 0), ("conditional", 2), *MORE], ids=lambda param: f"{param[0]}-{param[1]}"
+    scope="module",
+    params=[("tiny", 0), ("conditional", 2), ("objectives", 1), *MORE],
+    ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     name, seed = request.param
@@ -254,6 +271,7 @@ def check_next(recorded: Recorded, count: int, state: SearchState) -> None:
         case "ended" if event["number"] in jobs:
             row = state.end(event["number"], *recorded.world.ends[count])
             assert (row.status, row.rung, row.reason) == (event["status"], event["rung"], event["reason"])
+            assert row.objectives == event.get("objectives", {})
         case "ended":
             row = state.board.trials[event["number"]]
             assert (row.status, row.reason) == ("pruned", event["reason"])
@@ -410,6 +428,28 @@ def test_a_trial_ends_only_where_it_was_evaluated_at_its_full_length(opened: Any
     row = state.end(1, Outcome.COMPLETED)
     assert row.status == Status.FAILED
     assert row.reason == "eval_pq is missing at the end: it was last evaluated at step 75 of 150"
+
+
+@pytest.mark.parametrize("has_killed_search", [False, True])
+def test_a_trial_ends_with_the_values_of_all_objectives(
+    opened: Any, objectives: SearchConfig, tmp_path: Path, has_killed_search: bool
+) -> None:
+    """Also where the search heard of its end only when it was resumed; without one of them the trial has failed."""
+    state = opened(objectives)
+    for number, seconds in enumerate(({"system/step_seconds": 0.25}, {})):
+        job_of(state)
+        with RunRecords(trial_folder(tmp_path, number)) as records:
+            records.metrics(FULL - 15, {"eval_sq": 1.0, **seconds})
+            records.metrics(FULL, {"eval_pq": 5.0, "eval_sq": 7.0})
+            records.event("completed", step=FULL)
+        state.result(number, FULL, 5.0)
+        if not has_killed_search:
+            state.end(number, Outcome.COMPLETED)
+    board = opened(objectives).board
+    assert board.trials[0].objectives == {"eval_pq": 5.0, "step_ms": 250.0, "eval_sq": 7.0}
+    assert board.front == [board.trials[0]]
+    assert (board.trials[1].status, board.trials[1].objectives) == (Status.FAILED, {})
+    assert board.trials[1].reason == "step_ms is missing in its records"
 
 
 def test_a_stopped_trial_is_pruned_even_if_the_search_dies_before_it_has_ended(opened: Any) -> None:

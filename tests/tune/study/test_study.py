@@ -19,6 +19,7 @@ from tune.options import DEFAULT_CONFIG
 from tune.space.parameters import Real
 from tune.space.space import SearchSpace
 from tune.study.board import Board, Status
+from tune.study.objectives import Objective
 from tune.study.samplers import _loss, _Place, _Point
 from tune.study.study import create_study, propose
 from tune.study.warm_start import Earlier
@@ -160,6 +161,58 @@ def test_the_same_seed_proposes_the_same_settings(tiny: SearchConfig, name: str)
     other = simulate(replace(config, seed=1), 12, 2, fail=3)
     assert first == second
     assert first[1:] != other[1:]
+
+
+TWO = (Objective("eval_pq", "max"), Objective("step_ms", "min"))
+
+
+def two_objectives(config: SearchConfig, cost: int, samples: int) -> Board:
+    """Two trials at a time of a search in which each point scores 1 and costs ``cost``; some are stopped."""
+    board = board_of(config)
+    board.objectives = config.objectives
+    running: deque[int] = deque()
+    while len(board.trials) < samples or running:
+        while len(board.trials) < samples and len(running) < 2:
+            running.append(add(config, board))
+        row = board.trials[running.popleft()]
+        if row.number % 5 == 4:
+            board.report(row.number, 30, 1.0)
+            board.finish(row.number, Status.PRUNED, 0.0)
+            continue
+        value = score(dict(row.params))
+        board.report(row.number, FULL, value)
+        board.finish(row.number, Status.COMPLETED, 0.0)
+        row.objectives = {"eval_pq": value, "step_ms": float(cost * row.params["mm_n_points"])}
+    return board
+
+
+@pytest.mark.parametrize("name", sorted({*SAMPLERS} - {"cmaes"}))
+def test_of_several_objectives_all_values_of_whole_trials_are_told_and_nothing_of_others(load: Any, name: str) -> None:
+    """Whoever learns from values learns from those of the second objective, too; all propose the same every time."""
+    config = load("mm_n_points: {int: [1, 40]}, learning_rate: {choice: [1.0e-3, 1.0e-2]}", name)
+    config = replace(config, objectives=TWO)
+    samples = 7 if name == "gp" else 14  # it takes its time
+    board, again, dear = (two_objectives(config, cost, samples) for cost in (1, 1, -1))
+    settings = [[row.params for row in each.trials.values()] for each in (board, again, dear)]
+    assert settings[0] == settings[1]
+    assert (settings[0] != settings[2]) == (name in ("tpe", "gp"))
+
+    study = create_study(config, board.trials.values())
+    for row, trial in zip(board.trials.values(), study.trials, strict=True):
+        if row.status == Status.PRUNED:
+            assert (trial.state, trial.values) == (TrialState.FAIL, None)
+        else:
+            assert (trial.state, trial.values) == (TrialState.COMPLETE, list(row.objectives.values()))
+    assert {row.number for row in board.front} == {trial.number for trial in study.best_trials}
+
+
+@pytest.mark.parametrize("name", ["tpe", pytest.param("gp", marks=pytest.mark.full)])
+def test_of_several_objectives_the_front_is_sought(load: Any, name: str) -> None:
+    """What is best in both is far from what is best in the first alone, and is found."""
+    config = load("mm_n_points: {int: [1, 200]}, learning_rate: {loguniform: [1.0e-6, 1.0]}", name)
+    board = two_objectives(replace(config, objectives=TWO), cost=10, samples=24)
+    rates = [abs(math.log10(row.params["learning_rate"]) + 3) for row in board.trials.values()]
+    assert statistics.mean(rates[-10:]) < statistics.mean(rates[:8])
 
 
 @pytest.mark.parametrize("name", ["tpe", "cmaes", "random", "qmc"])

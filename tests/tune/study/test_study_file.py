@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from tune.config import SearchConfig, load_config
 from tune.options import DEFAULT_CONFIG
 from tune.study.board import Board, Status
+from tune.study.objectives import Objective
 from tune.study.study import create_study, propose
 from tune.study.study_file import STUDY_FILE, StudyFile
 
@@ -51,6 +52,21 @@ def finish(board: Board, number: int, status: Status, values: dict[int, float], 
 def opened(config: SearchConfig, board: Board, tmp_path: Path) -> Callable[[], StudyFile]:
     """The file as each run of the search opens it."""
     return lambda: StudyFile(tmp_path, config, board, lambda number: f"run{number}")
+
+
+def test_of_several_objectives_all_are_in_the_file(config: SearchConfig, board: Board, tmp_path: Path) -> None:
+    """A stopped trial has failed for Optuna, which knows no other word then; that it was stopped is an attribute."""
+    several = replace(config, objectives=(Objective("eval_pq", "max"), Objective("parameters", "min")))
+    board.trials[0].objectives = {"eval_pq": 3.0, "parameters": 70.0}
+    for _ in range(2):  # made, and opened again
+        StudyFile(tmp_path, several, board, lambda number: None)
+        whole, stopped = read(tmp_path, several)[:2]
+        assert whole.values == [3.0, 70.0]
+        assert (stopped.state.name, stopped.user_attrs["status"]) == ("FAIL", "pruned")
+    directions = optuna.load_study(
+        study_name=config.name, storage=JournalStorage(JournalFileBackend(str(tmp_path / STUDY_FILE)))
+    ).directions
+    assert [each.name for each in directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
 def read(folder: Path, config: SearchConfig) -> list[optuna.trial.FrozenTrial]:

@@ -132,6 +132,24 @@ def view(uri: str, name: str) -> dict[str, Any]:
     } | {"children": len([r for r in runs_of(uri, name).values() if "mlflow.parentRunId" in r.data.tags])}
 
 
+def test_the_front_of_several_objectives_is_tagged_and_may_change(uri: str, folder: Path, name: str) -> None:
+    """A search that was extended may have a trial that beats one of the former front."""
+    for front, trials in (([1, 0], 2), ([2, 0], 3)):
+        tracker = Tracker(uri, folder, name)
+        tracker.check()
+        tracker.start_search(CONFIG)
+        for number in range(trials):
+            if not tracker.knows(number):
+                tracker.start_trial(number, folder / "trials" / f"{number:04d}", {"mm_n_heads": number})
+                tracker.finish_trial(number, "FINISHED")
+        tracker.finish_search("FINISHED", {"best": None, "pareto_front": front})
+        runs = {run.data.tags["run_key"]: run for run in runs_of(uri, name).values()}
+        assert runs["search"].data.tags["pareto_front"] == ", ".join(map(str, front))
+        tagged = {number for number in range(trials) if runs[str(number)].data.tags.get("pareto") == "true"}
+        assert tagged == set(front)
+    assert {runs[str(number)].info.status for number in range(3)} == {"FINISHED"}
+
+
 TRIAL = "0000 d64 h4 lr6.0e-5 base"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from psalm.train.checkpoint_files import FINAL_MODEL
 from tune.study.board import Board, Status
+from tune.study.objectives import Objective
 from tune.trials.keeping import Keeper
 from tune.trials.resources import TrialResources
 from tune.trials.trial import TrialPlan
@@ -54,6 +55,18 @@ def test_running_trials_keep_all_and_ended_ones_their_model_while_it_is_among_th
     keeper.tidy(board)
     assert kept(tmp_path, 3) == {"artifacts"}
     assert kept(tmp_path, 0) == kept(tmp_path, 4) == {FINAL_MODEL, "artifacts"}
+
+
+@pytest.mark.parametrize(("keep_best", "kept_models"), [(1, {0, 2}), (0, set())])
+def test_those_on_the_front_keep_their_models_too(
+    board: Board, tmp_path: Path, keep_best: int, kept_models: set[int]
+) -> None:
+    board.objectives = (Objective("eval_pq", "max"), Objective("step_ms", "min"))
+    for number, objectives in enumerate([(50.0, 9.0), (40.0, 9.0), (30.0, 2.0)]):
+        end(board, number, Status.COMPLETED, objectives[0])
+        board.trials[number].objectives = dict(zip(("eval_pq", "step_ms"), objectives, strict=True))
+    Keeper(TrialPlan(tmp_path, {}, TrialResources(), "eval_pq"), keep_best).tidy(board)
+    assert {number for number in range(3) if FINAL_MODEL in kept(tmp_path, number)} == kept_models
 
 
 def test_a_trial_that_waits_to_go_on_keeps_its_checkpoints(board: Board, tmp_path: Path) -> None:
