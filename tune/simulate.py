@@ -115,7 +115,9 @@ def ways_of(options: argparse.Namespace, config: SearchConfig) -> tuple[list[Way
     reference = {}
     for lanes in options.workers:
         reference[lanes] = Way(sampler, startup_trials[0], scheduler, graces[0], reductions[0], lanes)
-        others = product(options.samplers, startup_trials, options.schedulers, graces, reductions, [lanes])
+        others = product(
+            options.samplers, startup_trials, options.schedulers, graces, reductions, [lanes], options.earlier
+        )
         for way in (reference[lanes], *(Way(*each) for each in others)):
             ways.setdefault(way.words, way)
     return list(ways.values()), reference
@@ -163,6 +165,14 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grace", type=_numbers(int, 1), metavar="STEPS,...", help="The schedulers' grace periods.")
     add("--reduction", type=_numbers(float, 1), metavar="N,...", help="The schedulers' reduction factors, above 1.")
     add("--workers", type=_numbers(int, 1), default=[2], metavar="N,...", help="Trials at a time. The default is 2.")
+    add(
+        "--earlier",
+        type=_numbers(int, 0),
+        default=[0],
+        metavar="N,...",
+        help="Trials of an earlier search that the sampler is told of, as by --warm-start: recorded settings drawn at "
+        "random, with the value that another training seed came to. The default is 0.",
+    )
     add("--seeds", type=int, default=20, metavar="N", help="Searches in each way. The default is 20.")
     add(
         "--budget",

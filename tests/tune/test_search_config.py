@@ -70,7 +70,10 @@ TWO = [{"eval_pq": "max"}, {"step_ms": "min"}]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": {"name": "cmaes"}, "metric": None}, "name = cmaes searches for one objective, but there are several"),
+        (
+            {"sampler": {"name": "cmaes"}, "metric": None},
+            "name = cmaes searches for one objective, but there are several",
+        ),
         ({"metric": "eval_pq"}, "objectives say what is searched for, and so do metric and mode; leave one out"),
         ({"mode": "max"}, "objectives say what is searched for, and so do metric and mode; leave one out"),
         (

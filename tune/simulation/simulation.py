@@ -21,6 +21,7 @@ from tune.study.board import Board, Status
 from tune.study.schedulers import create_stopping_rule
 from tune.study.steps import evaluation_steps
 from tune.study.study import propose
+from tune.study.warm_start import Earlier
 
 NextRun = Callable[[Board], Curve | None]
 """What the next trial of a search will turn out to be; None if there is none."""
@@ -168,20 +169,28 @@ class Recorded:
     Args:
         curves: of the search's space.
         config: the search.
+        earlier: settings, drawn at random, of which the sampler knows the final value of another run beforehand.
     """
 
-    def __init__(self, curves: Curves, config: SearchConfig) -> None:
+    def __init__(self, curves: Curves, config: SearchConfig, earlier: int = 0) -> None:
         self.config = config
         self.settings = Settings([runs[0].params for runs in curves.settings])
         draws = np.random.default_rng(config.seed)
         self.runs = [runs[draws.integers(len(runs))] for runs in curves.settings]
         self._left = set(range(len(self.runs)))
+        known = draws.permutation(len(self.runs))[:earlier]
+        self._earlier = [self._known(curves.settings[index], self.runs[index]) for index in known]
+
+    def _known(self, runs: Sequence[Curve], answer: Curve) -> Earlier:
+        """An earlier trial of a setting: the first of its runs that is not the answer, if there is another."""
+        other = next((run for run in runs if run.seed != answer.seed), answer)
+        return Earlier(f"seed {other.seed}", "earlier", other.params, other.values[max(other.values)])
 
     def next_run(self, board: Board) -> Curve | None:
         """What the next trial of a search will turn out to be; None if all settings have been had."""
         if not self._left:
             return None
-        proposed = propose(self.config, board.trials.values())
+        proposed = propose(self.config, board.trials.values(), self._earlier)
         if proposed is None:
             return None
         nearest = self.settings.nearest(proposed, self._left)

@@ -19,7 +19,7 @@ WITHOUT_STARTUP_TRIALS = ("random", "grid", "qmc")
 
 @dataclass(frozen=True)
 class Way:
-    """A way to search; ``lanes`` are trials at a time."""
+    """A way to search; ``lanes`` are trials at a time, ``earlier`` those of other searches that are known before."""
 
     sampler: str
     startup_trials: int
@@ -27,6 +27,7 @@ class Way:
     grace_period: int
     reduction_factor: float
     lanes: int
+    earlier: int = 0
 
     def search(self, config: SearchConfig, seed: int) -> SearchConfig:
         """A search done in this way."""
@@ -45,7 +46,7 @@ class Way:
         sampler = self.sampler if self.sampler in WITHOUT_STARTUP_TRIALS else f"{self.sampler} {self.startup_trials}"
         settings = {"none": "", "median": f" {self.grace_period}"}
         rungs = settings.get(self.scheduler, f" {self.grace_period} x{self.reduction_factor:g}")
-        return sampler, self.scheduler + rungs, str(self.lanes)
+        return sampler + (f" +{self.earlier}" if self.earlier else ""), self.scheduler + rungs, str(self.lanes)
 
 
 @dataclass(frozen=True)
@@ -97,5 +98,5 @@ def run_all(
 def run_one(config: SearchConfig, curves: Curves, costs: Costs, budget: float, way: Way, seed: int) -> Found:
     """One search."""
     search = way.search(config, seed)
-    simulated = simulate(search, way.lanes, costs, Recorded(curves, search).next_run, budget)
+    simulated = simulate(search, way.lanes, costs, Recorded(curves, search, way.earlier).next_run, budget)
     return Found(answers(simulated, curves), len(simulated.board.trials), len(simulated.stopped), simulated.seconds)

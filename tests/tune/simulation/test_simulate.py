@@ -16,6 +16,8 @@ from tune.simulation.answers import Answer, Ratio, answer_at, answers, correlati
 from tune.simulation.curve_file import Curve, Curves, write_curves
 from tune.simulation.simulation import Costs, Recorded, Settings, simulate
 from tune.study.board import Status
+from tune.study.study import propose
+from tune.study.warm_start import Earlier
 
 COSTS = Costs(startup=20.0, overhead=4.0)
 COUNT = 30
@@ -183,6 +185,28 @@ def test_a_search_is_told_the_recorded_settings_each_once(tiny: SearchConfig, cu
     recorded = [dict(runs[0].params) for runs in curves.settings]
     assert sorted(map(repr, (params for params, _ in first))) == sorted(map(repr, recorded))
     assert {seed for _, seed in first} == {0, 1}
+
+
+def test_a_sampler_is_told_of_earlier_trials_what_other_seeds_came_to(
+    tiny: SearchConfig, curves: Curves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[Earlier]] = []
+
+    def spy(config: SearchConfig, rows: Any, earlier: Any) -> Any:
+        told.append(list(earlier))
+        return propose(config, rows, earlier)
+
+    monkeypatch.setattr("tune.simulation.simulation.propose", spy)
+    recorded = Recorded(curves, tiny, earlier=5)
+    simulate(replace(tiny, num_samples=3), 2, COSTS, recorded.next_run)
+    assert len(told) == 3
+    assert told[0] == told[1] == told[2]
+    assert len({repr(each.params) for each in told[0]}) == 5
+    answers = {repr(run.params): run for run in recorded.runs}
+    for each in told[0]:
+        runs = next(runs for runs in curves.settings if runs[0].params == each.params)
+        (other,) = (run for run in runs if run.seed != answers[repr(each.params)].seed)
+        assert each.value == other.values[max(other.values)]
 
 
 def test_searches_of_one_seed_find_the_same_runs(tiny: SearchConfig, curves: Curves) -> None:
