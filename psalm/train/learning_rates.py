@@ -8,12 +8,14 @@ import bisect
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch.optim.lr_scheduler import LambdaLR
 
 from psalm.train.fields import SettingError
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LambdaLR
 
 LEARNING_RATE_CHANGES = "learning_rate_changes"
 
@@ -90,7 +92,7 @@ def with_changes(
     return changed
 
 
-def set_rates(scheduler: LambdaLR) -> None:
+def set_rates(scheduler: "LambdaLR") -> None:
     """Gives the optimizer the rates of the scheduler's present step.
 
     After a checkpoint has been loaded they are those of the run that has saved it, whose changes may have been others.

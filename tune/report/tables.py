@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tune.progress import clock, number
+from tune.progress import argument, clock
 from tune.report.comparison import COST_MEASURES, Search, Trial
 from tune.report.marks import label_of, scaled
 from tune.report.page import Cell, Row, badges, figure_cell, table, trial_link, word
@@ -30,8 +30,7 @@ def ranking_table(place: int, search: Search) -> str:
             figure_cell(difference, form="+.2f"),
         ]
         for name in search.space:
-            given = row.params.get(name, "")
-            cells.append(Cell(escape(number(given)), given))
+            cells.append(Cell(escape(argument(row, name)), row.params.get(name, "")))
         cells += [figure_cell(row.step), Cell(clock(row.seconds), row.seconds)]
         for name in measures:
             value = scaled(name, trial.measures[name]) if name in trial.measures else None

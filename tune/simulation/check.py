@@ -45,6 +45,8 @@ def check(folder: Path) -> tuple[Outcome, Outcome]:
         SearchError: the folder has no search that has ended.
     """
     config = _config_of(folder)
+    if config.scheduler.name == "pbt":
+        raise SearchError(f"--check {folder}: its scheduler is pbt, whose forks are not simulated; give another search")
     curves = curves_of_folder(folder, config)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     stopped = {trial["number"]: trial["steps"] for trial in summary["trials"] if trial["status"] == "pruned"}

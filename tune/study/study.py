@@ -54,12 +54,13 @@ def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study
     """The study of a search with these trials.
 
     A trial is COMPLETE with its last value only if it ran to its full length; one that was stopped before is PRUNED
-    (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL.
+    (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL. Forks are left out: their
+    learning rate is not that of their setting.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MAXIMIZE if config.mode == "max" else StudyDirection.MINIMIZE
     study = optuna.create_study(direction=direction)
-    study.add_trials(trial_of(row, config.space) for row in rows)
+    study.add_trials(trial_of(row, config.space) for row in rows if row.fork is None)
     return study
 
 
