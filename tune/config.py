@@ -458,7 +458,16 @@ def _check_population(config: SearchConfig) -> None:
         raise SearchError(f"{population}, but there are settings for {int(plain.most_trials)} only; lower it")
     if settings["save_strategy"] == "no":
         raise SearchError(f"{name} forks trials at their checkpoints, but save_strategy = no; leave that out")
-    if not any(scheduler.grace_period <= step and step % scheduler.interval == 0 for step in _steps_before_end(config)):
+    steps = [step for step in _steps_before_end(config) if step >= scheduler.grace_period]
+    save = (
+        settings["save_steps"] if settings["save_steps"] >= 1 else math.ceil(settings["save_steps"] * config.max_steps)
+    )
+    if steps and not any(step % save == 0 for step in steps):
+        raise SearchError(
+            f"{name} forks trials at their checkpoints, but save_steps = {settings['save_steps']} saves none at an "
+            "evaluation before the end; leave that out"
+        )
+    if not any(step % scheduler.interval == 0 for step in steps):
         raise SearchError(
             f"{name}: no trial is evaluated at a multiple of interval = {scheduler.interval} between grace_period = "
             f"{scheduler.grace_period} and its end, step {config.max_steps}; lower one of them, or eval_steps"

@@ -32,7 +32,6 @@ def test_forks_are_found_recorded_and_reproduced(tmp_path: Path, tiny_tower: Map
     )
     search = Search(tmp_path)
     code, output = search.run("--config", "small.yaml")
-    print(output)
     assert code == 0, output
     trials, runs = search.content["trials"], search.runs()
     assert (trials[1]["status"], "among the worst 25% there" in trials[1]["reason"]) == ("pruned", True)
@@ -60,6 +59,5 @@ def test_forks_are_found_recorded_and_reproduced(tmp_path: Path, tiny_tower: Map
     done = subprocess.run(
         [sys.executable, str(reproduce.__file__), run_id], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    print(done.stdout, done.stderr)
     assert done.returncode == SAME, done.stdout + done.stderr
     assert "identical" in done.stdout

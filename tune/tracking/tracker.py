@@ -240,8 +240,8 @@ class Tracker:
         tags = run.tags
         if key != PARENT:
             tags = tags | {"mlflow.parentRunId": str(self._ledger.runs[PARENT].run_id)}
-        if run.forked_from is not None:
-            tags = tags | {"forked_from": str(self._ledger.runs[run.forked_from].run_id)}
+        if run.forked_from is not None and (parent := self._ledger.runs[run.forked_from].run_id) is not None:
+            tags = tags | {"forked_from": parent}
         mark = {"search_key": self._ledger.key, "run_key": key}
         run.run_id = find_or_create(client, self._experiment, run.name, run.started, mark, tags)
         self._ledger.save()

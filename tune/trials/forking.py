@@ -18,15 +18,20 @@ MACHINE = "system/"
 
 
 def is_saved(plan: TrialPlan, number: int, step: int) -> bool:
-    """Whether a trial has a checkpoint that can be forked; of one in a storage elsewhere, that is not asked."""
-    return plan.storage is not None or is_complete(checkpoint_folder(plan.trial_folder(number), step))
+    """Whether a trial has a checkpoint that can be forked; not if its storage does not answer."""
+    if plan.storage is None:
+        return is_complete(checkpoint_folder(plan.trial_folder(number), step))
+    try:
+        return plan.storage.has_checkpoint(number, step)
+    except OSError:
+        return False
 
 
 def take_over(plan: TrialPlan, number: int, fork: Fork) -> None:
     """Gives a new fork what its parent has recorded and saved; nothing to one that has records.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it could not be read or written.
     """
     parent, folder = plan.trial_folder(fork.trial), plan.trial_folder(number)
     if (folder / FILE_NAME).exists():
@@ -39,7 +44,10 @@ def take_over(plan: TrialPlan, number: int, fork: Fork) -> None:
     with RunRecords(folder) as records:
         for step in sorted(values):
             records.metrics(step, values[step])
-    copy_checkpoint(checkpoint_folder(parent, fork.step), checkpoint_folder(folder, fork.step))
+    if plan.storage is None:
+        copy_checkpoint(checkpoint_folder(parent, fork.step), checkpoint_folder(folder, fork.step))
+    else:
+        plan.storage.take_over(fork.trial, number, fork.step, folder / FILE_NAME)
 
 
 def copy_checkpoint(source: Path, target: Path) -> bool:

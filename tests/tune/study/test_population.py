@@ -215,6 +215,10 @@ def test_fewer_at_a_time_than_the_population_are_warned_of(tmp_path: Path) -> No
             "scheduler: name = pbt forks trials at their checkpoints, but save_strategy = no; leave that out",
         ),
         (
+            {"arguments": {**CONTENT["arguments"], "save_steps": 33}},
+            "scheduler: name = pbt forks trials at their checkpoints, but save_steps = 33 saves none at an evaluation",
+        ),
+        (
             {"scheduler": {"name": "pbt", "population": 4, "interval": 100}},
             "scheduler: name = pbt: no trial is evaluated at a multiple of interval = 100 between grace_period = 20",
         ),
