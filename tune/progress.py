@@ -59,10 +59,12 @@ def settings(row: TrialRow) -> str:
 
 
 def argument(row: TrialRow, name: str) -> str:
-    """A trial's value of an argument, with the learning rates that follow the first one; empty if it has none."""
-    changes = row.learning_rate_changes if name == "learning_rate" else {}
+    """A trial's value of an argument, with the last of the learning rates that follow; empty if it has none."""
     shown = number(row.params[name]) if name in row.params else ""
-    return shown + "".join(f", {number(rate)} from {step}" for step, rate in changes.items())
+    if name != "learning_rate" or not row.learning_rate_changes:
+        return shown
+    *others, (step, rate) = row.learning_rate_changes.items()
+    return f"{shown}, {'..., ' if others else ''}{number(rate)} from {step}"
 
 
 def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Table:

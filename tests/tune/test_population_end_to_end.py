@@ -18,7 +18,8 @@ from tune.reproduce import SAME
 pytestmark = pytest.mark.full
 
 
-def test_forks_are_found_recorded_and_reproduced(tmp_path: Path, tiny_tower: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize("where", ["here", "storage"])
+def test_forks_are_found_recorded_and_reproduced(tmp_path: Path, tiny_tower: Mapping[str, Any], where: str) -> None:
     small_search(
         tmp_path,
         tiny_tower,
@@ -31,7 +32,8 @@ def test_forks_are_found_recorded_and_reproduced(tmp_path: Path, tiny_tower: Map
         arguments={"seg_task": "semantic", "mm_n_points": 2, "max_steps": 48, "eval_steps": 4},
     )
     search = Search(tmp_path)
-    code, output = search.run("--config", "small.yaml")
+    place = ["--storage-path", f"file://{tmp_path}/storage"] if where == "storage" else []
+    code, output = search.run("--config", "small.yaml", *place)
     assert code == 0, output
     trials, runs = search.content["trials"], search.runs()
     assert (trials[1]["status"], "among the worst 25% there" in trials[1]["reason"]) == ("pruned", True)

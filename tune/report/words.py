@@ -1,5 +1,6 @@
 """What a comparison says in words: of a search as a whole, and for MLflow's page of it."""
 
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from tune.progress import argument, clock, number
 from tune.report.comparison import Search, Trial, counts
 from tune.study.board import Status
@@ -23,7 +24,9 @@ def status_words(status: Status) -> str:
 
 def setting_words(trial: Trial) -> str:
     """``mm_hidden_dim 64, learning_rate 0.001``."""
-    return ", ".join(f"{name} {argument(trial.row, name)}" for name in trial.row.params)
+    row = trial.row
+    changes = {LEARNING_RATE_CHANGES: row.learning_rate_changes} if row.learning_rate_changes else {}
+    return ", ".join(f"{name} {number(value)}" for name, value in {**row.params, **changes}.items())
 
 
 def difference_to_baseline(search: Search, trial: Trial) -> float | None:

@@ -280,7 +280,7 @@ class Board:
         done = sum(
             min(row.step / self.full_length, 1.0) if row.status in UNFINISHED else 1.0 for row in self.trials.values()
         )
-        return done / max(len(self.proposed) + self.to_propose + self.confirming, len(self.trials), 1)
+        return done / max(len(self.proposed) + self.to_propose + self.confirming, len(self.trials))
 
     @property
     def elapsed(self) -> float:

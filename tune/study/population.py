@@ -17,7 +17,7 @@ from tune.config import SchedulerConfig, SearchConfig
 from tune.study.board import Fork, Status, TrialRow
 
 FACTORS = (0.8, 1.25)
-"""What a fork's learning rate is multiplied by: one of them, as in section 4.1 of the paper (there 0.8 and 1.2)."""
+"""What a fork's learning rate is multiplied by: one of them. The paper has 0.8 and 1.2; these two undo each other."""
 
 
 class StopLowest:

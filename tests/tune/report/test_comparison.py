@@ -143,7 +143,8 @@ def test_a_fork_is_read_and_shown_with_its_rates(client: MlflowClient, store: st
     assert run.info.run_name.endswith("lr5.0e-4 base lr4.0e-4@50")
     assert "<td" in (table := ranking_table("open", search))
     assert "0.0005, 0.0004 from 50" in table
-    assert setting_words(search.trials[3]).endswith("learning_rate 0.0005, 0.0004 from 50, swin_type base")
+    words = setting_words(search.trials[3])
+    assert words.endswith("learning_rate 0.0005, swin_type base, learning_rate_changes {50: 0.0004}")
 
 
 def test_an_argument_that_a_trial_does_not_search_is_not_in_its_setting(
