@@ -12,6 +12,7 @@ from typing import Any
 from psalm.train.arguments import argument_fields, check_inputs, check_setting, check_settings, with_defaults
 from psalm.train.fields import expand_variables, nearest
 from psalm.train.inputs import check_variables
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from psalm.train.tasks import direction, metric_names
 from tune.errors import SearchError
 from tune.reading import Section, as_number, read_assignments, read_yaml
@@ -20,11 +21,11 @@ from tune.space.expressions import Expression
 from tune.space.parameters import Parameter, Value, read_space
 from tune.space.space import SearchSpace
 from tune.study.objectives import COSTS, Objective
-from tune.study.steps import first_evaluation_after_warmup
+from tune.study.steps import evaluation_steps, first_evaluation_after_warmup
 from tune.trials.resources import TrialResources, read_resources
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid")
-SCHEDULERS = ("asha", "hyperband", "median", "none")
+SCHEDULERS = ("asha", "hyperband", "median", "pbt", "none")
 
 OWNED = {
     "output_dir": "every trial has its own folder below the search's",
@@ -85,6 +86,9 @@ class SchedulerConfig:
               Where it is not known whether early values can be trusted: dearer than ASHA, never far off
     median    Golovin et al. 2017 (Vizier): stops what is worse than half of the others. Cautious; for curves that
               cross, or few trials
+    pbt       Jaderberg et al. 2017, arXiv 1711.09846: the worst are stopped, and the best are forked with another
+              learning rate from there on (``tune.study.population``). Where the right rate changes in the course of a
+              training: for long trainings and many trials at a time, at least four
     none      every trial runs to its end: to record curves, or where a trial is cheap
     ========= ================================================================================================
 
@@ -97,6 +101,14 @@ class SchedulerConfig:
     """Nobody is stopped before this step. A file that does not say it means the first evaluation after the warm-up."""
     reduction_factor: float = 3.0
     """Of ``asha`` and ``hyperband``: one in so many goes on after a rung, and rungs are so many times apart."""
+    population: int = 4
+    """Of ``pbt``: trials that the sampler proposes, the baselines among them, before any is forked.
+
+    As many should run at a time."""
+    quantile: float = 0.25
+    """Of ``pbt``: the share of the worst that are stopped, and of the best that are forked."""
+    interval: int = 1
+    """Of ``pbt``: trials are stopped at evaluations whose step is a multiple of it; by default at each."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,11 @@ class SearchConfig:
 
     @property
     def most_trials(self) -> float:
-        """As many as there are settings, as only baselines may be listed twice; infinite with a continuous argument."""
-        if self.space.continuous:
+        """As many as there are settings, as only baselines may be listed twice; infinite with a continuous argument.
+
+        Forks of ``pbt`` have learning rates that are not in the space, without end.
+        """
+        if self.space.continuous or self.scheduler.name == "pbt":
             return math.inf
         return self.space.size + len(self.baselines) - len({frozenset(each.items()) for each in self.baselines})
 
@@ -237,6 +252,14 @@ def load_config(
             f"num_samples = {config.num_samples}, but there are settings for {most} only: the search ends after those"
         )
         config = dataclasses.replace(config, num_samples=most, notes=(*config.notes, note))
+    if config.scheduler.name == "pbt":
+        _check_population(config)
+        if config.max_concurrent < config.scheduler.population:
+            note = (
+                f"scheduler: population = {config.scheduler.population}, but max_concurrent = {config.max_concurrent}: "
+                "a trial that has ended is forked no more, so the whole population should run at a time"
+            )
+            config = dataclasses.replace(config, notes=(*config.notes, note))
     for settings in config.examples():
         check_settings(settings)
         if settings["eval_strategy"] == "no":
@@ -492,9 +515,59 @@ def _scheduler(
         reduction_factor=section.number(
             "reduction_factor", SchedulerConfig.reduction_factor, lambda factor: factor > 1, "a number above 1"
         ),
+        population=section.whole("population", SchedulerConfig.population, low=2),
+        quantile=section.number(
+            "quantile", SchedulerConfig.quantile, lambda share: 0 < share <= 0.5, "above 0 and at most 0.5"
+        ),
+        interval=section.whole("interval", SchedulerConfig.interval, low=1),
     )
     section.refuse_rest()
     return config
+
+
+def _check_population(config: SearchConfig) -> None:
+    """Whether ``pbt`` can fork trials.
+
+    Raises:
+        SearchError: it cannot.
+    """
+    scheduler, settings = config.scheduler, with_defaults(config.arguments)
+    name, population = "scheduler: name = pbt", f"scheduler: population = {scheduler.population}"
+    if "learning_rate" not in config.space.names or "learning_rate" in config.space.conditions:
+        raise SearchError(
+            f"{name} changes the learning rate, but learning_rate is not searched in every trial; add it to the space"
+        )
+    if LEARNING_RATE_CHANGES in {*config.arguments, *config.space.names, *config.dependents.leaders}:
+        raise SearchError(f"{name} sets {LEARNING_RATE_CHANGES} itself; leave it out")
+    if scheduler.population >= config.num_samples:
+        raise SearchError(
+            f"{population} leaves none of num_samples = {config.num_samples} to fork; lower it, or raise num_samples"
+        )
+    plain = dataclasses.replace(config, scheduler=SchedulerConfig("none"))
+    if scheduler.population > plain.most_trials:
+        raise SearchError(f"{population}, but there are settings for {int(plain.most_trials)} only; lower it")
+    if settings["save_strategy"] == "no":
+        raise SearchError(f"{name} forks trials at their checkpoints, but save_strategy = no; leave that out")
+    steps = [step for step in _steps_before_end(config) if step >= scheduler.grace_period]
+    save = (
+        settings["save_steps"] if settings["save_steps"] >= 1 else math.ceil(settings["save_steps"] * config.max_steps)
+    )
+    if steps and not any(step % save == 0 for step in steps):
+        raise SearchError(
+            f"{name} forks trials at their checkpoints, but save_steps = {settings['save_steps']} saves none at an "
+            "evaluation before the end; leave that out"
+        )
+    if not any(step % scheduler.interval == 0 for step in steps):
+        raise SearchError(
+            f"{name}: no trial is evaluated at a multiple of interval = {scheduler.interval} between grace_period = "
+            f"{scheduler.grace_period} and its end, step {config.max_steps}; lower one of them, or eval_steps"
+        )
+
+
+def _steps_before_end(config: SearchConfig) -> set[int]:
+    """Steps at which trials are evaluated before their last."""
+    steps = {step for settings in config.examples() for step in evaluation_steps(with_defaults(settings))}
+    return steps - {config.max_steps}
 
 
 def _confirm(file: Section, option: str | None, arguments: Mapping[str, Any]) -> Confirm | None:

@@ -48,12 +48,23 @@ def number(value: object) -> str:
     """A value as a person reads it: floats with four digits, the rest as it is."""
     if value is None:
         return "-"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {number(each)}" for name, each in value.items()) + "}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def settings(row: TrialRow) -> str:
     """The values by which a trial differs from others."""
     return " ".join(f"{name}={number(value)}" for name, value in row.setting.items())
+
+
+def argument(row: TrialRow, name: str) -> str:
+    """A trial's value of an argument, with the last of the learning rates that follow; empty if it has none."""
+    shown = number(row.params[name]) if name in row.params else ""
+    if name != "learning_rate" or not row.learning_rate_changes:
+        return shown
+    *others, (step, rate) = row.learning_rate_changes.items()
+    return f"{shown}, {'..., ' if others else ''}{number(rate)} from {step}"
 
 
 def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Table:
@@ -68,7 +79,7 @@ def trial_table(board: Board, rows: Iterable[TrialRow], width: int = WIDE) -> Ta
         table.add_row(
             str(row.number),
             Text(str(row.status), STYLES[row.status]),
-            *(number(row.params[name]) if name in row.params else "" for name in names),
+            *(argument(row, name) for name in names),
             f"{row.step}/{board.full_length}",
             _metric(row.last),
             _metric(row.best),
@@ -154,6 +165,8 @@ class Progress:
         """An attempt of a trial begins."""
         changes = ", ".join(f"{name}={number(value)}" for name, value in row.changes.items())
         starts = "starts" if row.confirms is None else f"confirms trial {row.confirms}"
+        if row.fork is not None:
+            starts = f"forks trial {row.fork.trial} at step {row.fork.step}"
         begins = starts if row.attempts == 1 else f"goes on (it was at step {row.step}), attempt {row.attempts}"
         self._event(row, f"{begins}: {settings(row)}" + (f" with {changes} to save memory" if changes else ""))
 

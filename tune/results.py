@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from tune.progress import clock, number, trial_table
 from tune.study.board import UNFINISHED, Board, Status, TrialRow
 from tune.study.confirmation import LEVEL, TEST, differences_of, samples_of
@@ -54,7 +55,8 @@ def _front(board: Board) -> dict[str, Any]:
 
 
 def _settings(board: Board, row: TrialRow) -> dict[str, Any]:
-    return {"params": dict(row.params), "dependent": board.dependents.of(row.params)}
+    settings: dict[str, Any] = {"params": dict(row.params), "dependent": board.dependents.of(row.params)}
+    return settings | ({LEARNING_RATE_CHANGES: dict(row.learning_rate_changes)} if row.learning_rate_changes else {})
 
 
 def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def _trial(board: Board, row: TrialRow, run_id: str | None) -> dict[str, Any]:
         "number": row.number,
         "status": str(row.status),
         **_settings(board, row),
+        **({} if row.fork is None else {"forks": dataclasses.asdict(row.fork)}),
         "last": row.last,
         "best": row.best,
         "steps": row.step,
@@ -115,10 +118,12 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     if correlations := early_to_final(board):
         listed = ", ".join(f"{value:.2f} at step {step} ({runs} runs)" for step, (value, runs) in correlations.items())
         console.print(f"Rank correlation of early values with final ones: {listed}", markup=False, soft_wrap=True)
-    unfinished = len(board.of(*UNFINISHED)) + max(board.num_samples - len(board.proposed), 0)
+    unfinished = len(board.of(*UNFINISHED)) + board.to_propose
     if unfinished:
         console.print(f"{unfinished} of {board.num_samples} trials are not finished; to go on:", markup=False)
         console.print(f"  {resume_command(folder)}", markup=False, soft_wrap=True, highlight=False)
+    elif len(board.proposed) < board.num_samples:
+        console.print(f"After {len(board.proposed)} of {board.num_samples} trials none ran that could be forked.")
     elif board.exhausts:
         console.print("Every setting of the space has been tried.")
     best = content["best"]
@@ -128,7 +133,8 @@ def print_results(board: Board, folder: Path, tracking_uri: str, console: Consol
     console.print(
         f"Best {board.metric} {number(best['value'])}{_against_baseline(board)} with", style="bold", markup=False
     )
-    for name, value in (best["params"] | best["dependent"]).items():
+    changes = {LEARNING_RATE_CHANGES: best[LEARNING_RATE_CHANGES]} if LEARNING_RATE_CHANGES in best else {}
+    for name, value in (best["params"] | changes | best["dependent"]).items():
         console.print(f"  {name}: {number(value)}", markup=False)
     console.print(f"Results are in {folder}\nNext:", markup=False, soft_wrap=True)
     for command in next_commands(best["run_id"], tracking_uri, folder):

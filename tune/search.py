@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from psalm.train.fields import SettingError
 from psalm.train.records import RecordsInUse
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tune.trials.cluster import Interrupted, ray_session
     from tune.trials.conductor import Conductor, Overdue, concluded
     from tune.trials.desk import open_desk
+    from tune.trials.forking import is_saved
     from tune.trials.keeping import Keeper
     from tune.trials.lane import Lane
     from tune.trials.trial import TrialPlan, trial_name
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_samples=config.num_samples,
             max_failures=options.max_failures,
             earlier=opened.earlier,
+            saved=partial(is_saved, plan),
         )
         with (
             concluded(state, opened.tracker, plan) as run,

@@ -26,6 +26,8 @@ from tune.tracking.ledger import TrackingError
 from tune.tracking.store import DEFAULT_STORE
 
 DEFAULT_CURVES = DEFAULT_CONFIG.parents[1] / "curves" / "panoptic.jsonl"
+SIMULATED = tuple(name for name in SCHEDULERS if name != "pbt")
+"""Schedulers whose trials recorded curves can answer."""
 BUDGETS = (6, 12, 24)
 """Trials of full length that take the device-hours of the default budgets."""
 
@@ -161,7 +163,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], dest="assignments", metavar="NAME=VALUE", help="As of a search.")
     add("--samplers", type=_words(SAMPLERS), default=["tpe", "random"], metavar="NAMES", help=_list(SAMPLERS))
     add("--startup-trials", type=_numbers(int, 1), metavar="N,...", help="Random trials before a sampler's own.")
-    add("--schedulers", type=_words(SCHEDULERS), default=["asha", "none"], metavar="NAMES", help=_list(SCHEDULERS))
+    add("--schedulers", type=_schedulers, default=["asha", "none"], metavar="NAMES", help=_list(SIMULATED))
     add("--grace", type=_numbers(int, 1), metavar="STEPS,...", help="The schedulers' grace periods.")
     add("--reduction", type=_numbers(float, 1), metavar="N,...", help="The schedulers' reduction factors, above 1.")
     add("--workers", type=_numbers(int, 1), default=[2], metavar="N,...", help="Trials at a time. The default is 2.")
@@ -226,6 +228,12 @@ def _words(known: Sequence[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def _schedulers(text: str) -> list[str]:
+    if "pbt" in text.split(","):
+        raise argparse.ArgumentTypeError("pbt changes learning rates midway, which no recorded curve can answer")
+    return _words(SIMULATED)(text)
+
+
 def _numbers(kind: type[int] | type[float], low: float) -> Callable[[str], list[Any]]:
     def read(text: str) -> list[Any]:
         rule = "a whole number of at least" if kind is int else "a number above"
@@ -245,7 +253,7 @@ def _numbers(kind: type[int] | type[float], low: float) -> Callable[[str], list[
 
 def _reference(text: str) -> tuple[str, str]:
     sampler, _, scheduler = text.partition("/")
-    (sampler,), (scheduler,) = _words(SAMPLERS)(sampler), _words(SCHEDULERS)(scheduler)
+    (sampler,), (scheduler,) = _words(SAMPLERS)(sampler), _schedulers(scheduler)
     return sampler, scheduler
 
 

@@ -18,6 +18,7 @@ from psalm.data.visual_prompts import PROMPT_TYPES
 from psalm.model.configuration import PsalmConfig
 from psalm.train.distributed import name_single_process, without_compiled_collectives
 from psalm.train.fields import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
+from psalm.train.learning_rates import parse_changes
 from psalm.train.tasks import parse_mask_types, parse_ratios, parse_tasks
 
 BUILTIN = "builtin"
@@ -200,6 +201,14 @@ class TrainingArguments(transformers.TrainingArguments):
         default=10.0, metadata={"help": "Passes over the training data, unless max_steps is given."}
     )
     learning_rate: float = field(default=6e-5, metadata={"help": "Peak learning rate."})
+    learning_rate_changes: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate from given global steps on, as in '{50: 3.0e-4, 100: 6.0e-4}'; the schedule "
+            "goes on as it was, and the rates of all parts change by the same ratio.",
+            "parse": parse_changes,
+        },
+    )
     offset_lr_multiplier: float = field(
         default=1.0,
         metadata={

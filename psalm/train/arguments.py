@@ -31,6 +31,7 @@ from psalm.train.fields import (
     unset_variables,
 )
 from psalm.train.inputs import check_files, deepspeed_file
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES, check_changes
 from psalm.train.quiet import quiet_libraries
 from psalm.train.tasks import ratios_of, tasks_of
 
@@ -248,6 +249,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 f"{name} needs dataloader_num_workers of at least 1, but got {values[name]} and 0; "
                 "give workers or leave it out"
             )
+    check_changes(values)
     _check_budget(values)
     _check_deepspeed(values)
 
@@ -288,3 +290,8 @@ def _check_deepspeed(values: Mapping[str, Any]) -> None:
                 f"{name} must be 1 where DeepSpeed's configuration has an optimizer, which would ignore it, "
                 f"but got {values[name]:g}; take the section 'optimizer' out of the configuration"
             )
+    if values[LEARNING_RATE_CHANGES] and "scheduler" in content:
+        raise SettingError(
+            f"{LEARNING_RATE_CHANGES} must be none where DeepSpeed's configuration has a scheduler, which would ignore "
+            f"it, but got {values[LEARNING_RATE_CHANGES]}; take the section 'scheduler' out of the configuration"
+        )

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 
 from psalm.data.questions import Asked, Evaluation
 from psalm.data.schedule import TrainingSchedule
 from psalm.model.language_model.llava_phi import PsalmForSegmentation
+from psalm.train.learning_rates import set_rates, with_changes
 from psalm.train.loss_window import LossWindow
 from psalm.train.measures import StepClock, peak_memory_mb
 from psalm.train.optimizer import learning_rate_multipliers, multiply_learning_rates
@@ -111,6 +113,24 @@ class PsalmTrainer(SavingTrainer):
             )
             multiply_learning_rates(optimizer, multipliers)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """As in transformers, with the changes of the peak learning rate that the settings name."""
+        exists = self.lr_scheduler is not None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        changes = self.args.learning_rate_changes
+        if changes and not exists:
+            assert isinstance(scheduler, LambdaLR), "settings with another schedule are refused"
+            scheduler.lr_lambdas = [
+                with_changes(each, self.args.learning_rate, changes) for each in scheduler.lr_lambdas
+            ]
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in transformers; then the rates are this run's, also where the checkpoint's run had no such changes."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.learning_rate_changes:
+            set_rates(self.lr_scheduler)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

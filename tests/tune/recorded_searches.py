@@ -13,6 +13,7 @@ import pytest
 
 from psalm.train.pictures import Picture, class_color, draw_predictions, tinted
 from psalm.train.records import RunRecords
+from tune.study.board import Fork
 from tune.tracking import tracker as tracking
 from tune.tracking.tracker import Tracker
 
@@ -40,6 +41,9 @@ class Made:
     status: str = "completed"
     reason: str | None = None
     confirms: int | None = None
+    fork: Fork | None = None
+    changes: Mapping[str, float] = field(default_factory=dict)
+    """Of the learning rate."""
     extra: Mapping[str, float] = field(default_factory=dict)
     objectives: Mapping[str, float] = field(default_factory=dict)
 
@@ -89,12 +93,16 @@ def twelve_trials() -> list[Made]:
     return found
 
 
+def _changes(made: Made) -> dict[str, Any]:
+    return {"learning_rate_changes": dict(made.changes)} if made.changes else {}
+
+
 def write_run(folder: Path, made: Made) -> None:
     """The records and artifacts of a trial."""
     with RunRecords(folder) as records:
         artifacts = folder / "artifacts"
         artifacts.mkdir()
-        records.settings({**made.params, "seed": 0, "max_steps": FULL})
+        records.settings({**made.params, **_changes(made), "seed": 0, "max_steps": FULL})
         large = made.params.get("swin_type") == "large"
         size = 1_400_000 + 500_000 * large + 1000 * made.params.get("mm_hidden_dim", 0)
         records.tags({"parameters": size, "trainable_parameters": size // 2})
@@ -167,9 +175,9 @@ def record_search(
     for number, made in enumerate(trials):
         now = start + made.begins
         trial_folder = folder / "trials" / f"{number:04d}"
-        setting = dict(made.params) if made.confirms is None else {**made.params, "seed": 100 + number}
+        setting = {**made.params, **_changes(made)} | ({} if made.confirms is None else {"seed": 100 + number})
         write_run(trial_folder, made)
-        tracker.start_trial(number, trial_folder, setting, made.confirms)
+        tracker.start_trial(number, trial_folder, setting, made.confirms, made.fork)
     for number, made in enumerate(trials):
         now = ends[number]
         status = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}

@@ -172,6 +172,7 @@ def out_of_memory(**limits: int) -> dict[str, str]:
     return {"PYTHONPATH": str(Path(__file__).parent / "injection"), "PSALM_TEST_OOM": json.dumps(limits)}
 
 
+@pytest.mark.full
 def test_a_trial_that_runs_out_of_memory_climbs_down_and_later_ones_start_there(make: Callable[..., Search]) -> None:
     """Nothing fits without gradient checkpointing, nor micro-batches of 4 or 2: the third rung is the first to do."""
     search = make(

@@ -11,7 +11,7 @@ from rich.console import Console
 from tune.config import load_config
 from tune.options import DEFAULT_CONFIG
 from tune.progress import Progress, announce, clock, trial_table
-from tune.study.board import Board, Status, TrialRow
+from tune.study.board import Board, Fork, Status, TrialRow
 
 PARAMS = {"mm_hidden_dim": 64, "mm_n_heads": 8, "mm_n_points": 4, "learning_rate": 0.00123456, "swin_type": "large"}
 
@@ -263,3 +263,18 @@ def test_on_a_terminal_the_table_is_alive(board: Board) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (67.9, "1:07"), (3599, "59:59"), (3787, "1:03:07")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_fork_is_shown_with_its_parent_and_its_last_rate(board: Board) -> None:
+    number = len(board.trials)
+    changes = {"10": 1e-3, "20": 8e-4}
+    row = board.add(number, PARAMS, fork=Fork(0, 20), learning_rate_changes=changes)
+    board.start(number, 0.0)
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    Progress(board, console).started(row)
+    console.print(trial_table(board, [row], 200))
+    said, table = file.getvalue().split("\n", 1)
+    assert f"trial {number} forks trial 0 at step 20: mm_hidden_dim=64" in said
+    assert said.endswith("learning_rate_changes={10: 0.001, 20: 0.0008}")
+    assert "0.001235, ..., 0.0008 from 20" in table

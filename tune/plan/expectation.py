@@ -2,7 +2,7 @@
 
 Nothing is known of the values yet, so trials are ranked at random, the same at every step. That is between two ends:
 each trial is worse than all before it, so that every one but the first is stopped as early as can be; and none is
-stopped.
+stopped. Of population based training all three are the last one: how many are stopped and forked is not modelled.
 """
 
 import dataclasses
@@ -67,6 +67,9 @@ def expect(config: SearchConfig, at_once: int, times: Sequence[TrialTime], costs
             ends.
         costs: seconds of starting, and of every trial besides its steps and evaluations.
     """
+    never = dataclasses.replace(config, scheduler=dataclasses.replace(config.scheduler, name="none"))
+    if config.scheduler.name == "pbt":
+        config = never
     steps = evaluation_steps(with_defaults(config.arguments))
     mean = TrialTime(statistics.fmean(t.step for t in times), statistics.fmean(t.evaluation for t in times))
     better = 1 if config.mode == "max" else -1
@@ -96,7 +99,6 @@ def expect(config: SearchConfig, at_once: int, times: Sequence[TrialTime], costs
         which = draws.integers(len(times), size=config.num_samples)
         return through(config, lambda trial: times[which[trial]], lambda trial: float(ranks[trial]))
 
-    never = dataclasses.replace(config, scheduler=dataclasses.replace(config.scheduler, name="none"))
     count = EVALUATIONS // (config.num_samples * len(steps))
     return {
         LOW: through(config, lambda _: mean, lambda trial: -float(trial)),

@@ -169,6 +169,11 @@ def _scheduler(scheduler: SchedulerConfig) -> str:
     """Who is stopped early, in words."""
     if scheduler.name == "none":
         return "no trial is stopped early"
+    if scheduler.name == "pbt":
+        return (
+            f"pbt stops the worst {scheduler.quantile:.0%} and forks the best from step {scheduler.grace_period} on, "
+            f"once {scheduler.population} have begun; who is stopped is not in these figures, which are upper bounds"
+        )
     reduction = f", reduction factor {scheduler.reduction_factor:g}" if scheduler.name != "median" else ""
     return f"{scheduler.name} stops trials from step {scheduler.grace_period} on{reduction}"
 

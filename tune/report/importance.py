@@ -43,9 +43,9 @@ class Importance:
 def importances(search: Search) -> list[Importance]:
     """At the last step that all trials have reached, and at the end of the completed ones; as far as there are enough.
 
-    Failed trials are left out, as are parameters that are not in every trial, or have one value.
+    Failed trials and forks of others are left out, as are parameters that are not in every trial, or have one value.
     """
-    rows = [trial.row for trial in search.proposed if trial.row.values and trial.row.status != Status.FAILED]
+    rows = [row for row in search.board.sampled if row.values and row.status != Status.FAILED]
     completed = [row for row in rows if row.status == Status.COMPLETED]
     found = []
     shared = set.intersection(*(set(row.values) for row in rows)) if rows else set()

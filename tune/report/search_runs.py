@@ -13,14 +13,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from psalm.train.arguments import check_setting
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from psalm.train.tasks import PER_CLASS_FILE
 from tune.costs import STEP_SECONDS
 from tune.errors import SearchError
 from tune.report.comparison import SIZES, Search, Trial
 from tune.space.parameters import Value
-from tune.study.board import Board, Status, TrialRow
+from tune.study.board import Board, Fork, Status, TrialRow
 from tune.study.objectives import Objective
 from tune.tracking.store import MOST_RUNS, artifact, find_experiment, json_artifact, metric_points, runs_of_kind
+from tune.tracking.tracker import FORKED_STEP, FORKED_TRIAL
 from tune.trials.resources import TrialResources
 
 _PREDICTIONS = re.compile(r"predictions(_\w+)?\.png")
@@ -135,6 +137,8 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Iterable[str
         confirms=confirms,
         seed=None if confirms is None else int(params["seed"]),
         answered_by=tags.get("answered_by"),
+        fork=Fork(int(tags[FORKED_TRIAL]), int(tags[FORKED_STEP])) if FORKED_TRIAL in tags else None,
+        learning_rate_changes=check_setting(LEARNING_RATE_CHANGES, params.get(LEARNING_RATE_CHANGES)) or {},
     )
     row.step = told.get("steps", row.evaluated)
     row.objectives = told.get("objectives", {})

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tune.progress import clock, number
+from tune.progress import argument, clock
 from tune.report.comparison import COST_MEASURES, Search, Trial
 from tune.report.marks import label_of, objective_label, objective_value, scaled
 from tune.report.page import Cell, Row, badges, figure_cell, table, trial_link, word
@@ -30,8 +30,7 @@ def ranking_table(place: int, search: Search) -> str:
             figure_cell(difference, form="+.2f"),
         ]
         for name in search.space:
-            given = row.params.get(name, "")
-            cells.append(Cell(escape(number(given)), given))
+            cells.append(Cell(escape(argument(row, name)), row.params.get(name, "")))
         cells += [figure_cell(row.step), Cell(clock(row.seconds), row.seconds)]
         for name in measures:
             value = scaled(name, trial.measures[name]) if name in trial.measures else None
@@ -55,8 +54,7 @@ def front_table(place: int, search: Search) -> str:
             value = objective_value(trial, name)
             cells.append(figure_cell(value, form=".4g" if value < 1000 else ",.0f"))
         for name in search.space:
-            given = trial.row.params.get(name, "")
-            cells.append(Cell(escape(number(given)), given))
+            cells.append(Cell(escape(argument(trial.row, name)), trial.row.params.get(name, "")))
         kind = "top" if trial is search.best else "baseline" if trial is baseline else ""
         rows.append(Row(cells, kind, f"{place}-{trial.number}"))
     return table(["trial", *map(objective_label, names), *search.space], rows, sortable=True)

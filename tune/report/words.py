@@ -1,6 +1,7 @@
 """What a comparison says in words: of a search as a whole, and for MLflow's page of it."""
 
-from tune.progress import clock, number
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
+from tune.progress import argument, clock, number
 from tune.report.comparison import Search, Trial, counts
 from tune.study.board import Status
 from tune.study.confirmation import TEST, differences_of, samples_of
@@ -23,7 +24,9 @@ def status_words(status: Status) -> str:
 
 def setting_words(trial: Trial) -> str:
     """``mm_hidden_dim 64, learning_rate 0.001``."""
-    return ", ".join(f"{name} {number(value)}" for name, value in trial.row.params.items())
+    row = trial.row
+    changes = {LEARNING_RATE_CHANGES: row.learning_rate_changes} if row.learning_rate_changes else {}
+    return ", ".join(f"{name} {number(value)}" for name, value in {**row.params, **changes}.items())
 
 
 def difference_to_baseline(search: Search, trial: Trial) -> float | None:
@@ -109,7 +112,7 @@ def describe_in_markdown(search: Search) -> str:
     lines.append(f"| trial | status | {metric} | {' | '.join(names)} |")
     lines.append("|" + "---|" * (len(names) + 3))
     for trial in search.ranking[:NOTE_ROWS]:
-        cells = [number(trial.row.params.get(name)) for name in names]
+        cells = [argument(trial.row, name) or number(None) for name in names]
         value = number(trial.row.last)
         lines.append(f"| {trial.number} | {status_words(trial.row.status)} | {value} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -59,6 +59,8 @@ def check(folder: Path) -> tuple[Outcome, Outcome]:
     """
     config = _config_of(folder)
     refuse_objectives(config)
+    if config.scheduler.name == "pbt":
+        raise SearchError(f"--check {folder}: its scheduler is pbt, whose forks are not simulated; give another search")
     curves = curves_of_folder(folder, config)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     stopped = {trial["number"]: trial["steps"] for trial in summary["trials"] if trial["status"] == "pruned"}

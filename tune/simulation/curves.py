@@ -128,13 +128,15 @@ class _Search:
         }
 
     def curves(self, statuses: Collection[Status]) -> Curves:
-        """Its trials of some statuses.
+        """Its trials of some statuses; none that were forked from others, whose learning rate changes.
 
         The first trials of a search wait for their lanes' processes: what they take longer than the median of those
         that went through at once, and Ray's own start before, is the start-up.
         """
         at_once = int(self.summary["seconds"]["concurrency"])
-        trials = [trial for trial in self.summary["trials"] if Status(trial["status"]) in statuses]
+        trials = [
+            trial for trial in self.summary["trials"] if Status(trial["status"]) in statuses and "forks" not in trial
+        ]
         runs = [self._curve(trial) for trial in trials]
         slow, usual = [], []
         for index, (trial, run) in enumerate(zip(trials, runs, strict=True)):

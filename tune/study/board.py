@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from tune.space.dependents import Dependents
 from tune.space.parameters import Value
 from tune.study.objectives import Objective, pareto_front
@@ -49,6 +50,16 @@ def trial_folder(search_folder: Path, number: int) -> Path:
     return search_folder / "trials" / f"{number:04d}"
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Where a trial takes over from another one."""
+
+    trial: int
+    """The parent."""
+    step: int
+    """The global step up to which they are the same."""
+
+
 @dataclass
 class TrialRow:
     """One trial over all its attempts. Times are Unix times in seconds."""
@@ -79,13 +90,23 @@ class TrialRow:
 
     objectives: Mapping[str, float] = field(default_factory=dict)
     """Of a completed trial of a search for several: the value of each, in their order."""
+    fork: Fork | None = None
+    """Where it was forked from another trial; None for a trial that was not. Its values up to there are that one's."""
+    learning_rate_changes: Mapping[str, float] = field(default_factory=dict)
+    """Its learning rates from given steps on, see ``psalm.train.learning_rates``; empty where it has one alone."""
+
     answered_by: str | None = None
     """The run of an earlier search from which it has its values, without any training."""
 
     @property
-    def setting(self) -> dict[str, Value]:
+    def setting(self) -> dict[str, Any]:
         """The arguments by which it differs from others."""
-        return dict(self.params) if self.seed is None else {**self.params, "seed": self.seed}
+        setting: dict[str, Any] = dict(self.params)
+        if self.seed is not None:
+            setting["seed"] = self.seed
+        if self.learning_rate_changes:
+            setting[LEARNING_RATE_CHANGES] = dict(self.learning_rate_changes)
+        return setting
 
     @property
     def evaluated(self) -> int:
@@ -139,6 +160,8 @@ class Board:
     """Trials planned that confirm others."""
     objectives: tuple[Objective, ...] = ()
     """Of a search for several; the first is ``metric``."""
+    population: int | None = None
+    """Trials that are proposed before others are forked from them; None where none is forked."""
     exhausts: bool = False
     """Whether the trials planned are all that there can be, as no setting of the space is tried twice."""
 
@@ -162,10 +185,18 @@ class Board:
         rung: int = 0,
         confirms: int | None = None,
         seed: int | None = None,
+        fork: Fork | None = None,
+        learning_rate_changes: Mapping[str, float] | None = None,
     ) -> TrialRow:
-        """A trial was proposed, or is to confirm another one with a new seed."""
-        self.trials[number] = TrialRow(number, params, rung, confirms=confirms, seed=seed)
-        return self.trials[number]
+        """A trial was proposed, or is to confirm another one with a new seed, or is forked from another one."""
+        row = TrialRow(number, params, rung, confirms=confirms, seed=seed, fork=fork)
+        row.learning_rate_changes = dict(learning_rate_changes or {})
+        self.trials[number] = row
+        if fork is not None:
+            for step, value in self.trials[fork.trial].values.items():
+                if step <= fork.step:
+                    self.report(number, step, value)
+        return row
 
     def start(self, number: int, at: float, changes: Mapping[str, Any] | None = None) -> TrialRow:
         """An attempt of a trial begins."""
@@ -202,6 +233,18 @@ class Board:
     def proposed(self) -> list[TrialRow]:
         """The trials that were proposed, by number."""
         return [row for row in self.trials.values() if row.confirms is None]
+
+    @property
+    def to_propose(self) -> int:
+        """How many trials are to be proposed yet; none is forked when no trial is left to be its parent."""
+        left = max(self.num_samples - len(self.proposed), 0)
+        ended = not any(row.status in UNFINISHED for row in self.proposed)
+        return 0 if ended and self.population is not None and len(self.proposed) >= self.population else left
+
+    @property
+    def sampled(self) -> list[TrialRow]:
+        """The trials that are proposals of the sampler or baselines, by number: those that are no forks of others."""
+        return [row for row in self.proposed if row.fork is None]
 
     @property
     def confirmations(self) -> list[TrialRow]:
@@ -252,7 +295,7 @@ class Board:
         done = sum(
             min(row.step / self.full_length, 1.0) if row.status in UNFINISHED else 1.0 for row in self.trials.values()
         )
-        return done / max(self.num_samples + self.confirming, len(self.trials))
+        return done / max(len(self.proposed) + self.to_propose + self.confirming, len(self.trials))
 
     @property
     def elapsed(self) -> float:

@@ -22,9 +22,10 @@ def early_to_final(board: Board) -> dict[int, tuple[float, int]]:
     """Step -> the rank correlation of the values there with the final ones, and of how many runs.
 
     Only runs of full length have both, so it is that of trials that looked good enough not to be stopped: among all of
-    them it is rather higher. Steps at which fewer than ``FEWEST`` have values are left out.
+    them it is rather higher. Forks, whose early values are another trial's, are left out. Steps at which fewer than
+    ``FEWEST`` have values are left out.
     """
-    whole = [row for row in board.trials.values() if row.status == Status.COMPLETED]
+    whole = [row for row in board.trials.values() if row.status == Status.COMPLETED and row.fork is None]
     found = {}
     for step in sorted({step for row in whole for step in row.values if step < board.full_length}):
         pairs = [(row.values[step], row.values[row.evaluated]) for row in whole if step in row.values]

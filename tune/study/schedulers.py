@@ -12,6 +12,7 @@ from typing import Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from tune.config import SchedulerConfig
+from tune.study.population import StopLowest
 
 FEWEST_OTHERS = 3
 """Trials that must have come as far as another one before it is compared with their median."""
@@ -149,5 +150,7 @@ def create_stopping_rule(config: SchedulerConfig, mode: str, full_length: int) -
             return Hyperband(config, mode, full_length)
         case "median":
             return Median(config, mode, full_length)
+        case "pbt":
+            return StopLowest(config, mode, full_length)
         case _:
             return NeverStop()

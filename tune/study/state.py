@@ -8,7 +8,8 @@ search that ended in any way goes on from them. Events and their fields, besides
 started   the search begins: ``pid``; ``earlier``, the trials of other searches that its sampler is told
 resumed   it goes on in a new process: ``pid``; the one before is known to have run ``until`` a Unix time
 proposed  a trial: ``number``, ``params``, and the ``rung`` of the memory ladder at which it starts; one that is to
-          confirm another also has the number of that, ``confirms``, and its new ``seed``
+          confirm another also has the number of that, ``confirms``, and its new ``seed``; one that is forked from
+          another ``forks``, that one's number as ``trial`` and the ``step``; ``learning_rate_changes``, if it has any
 answered  a trial has its values from the run ``run_id`` of an earlier search, which it would repeat: ``number``
 attempt   of a trial begins: ``number``, ``attempt`` (1, 2, ...), ``rung`` and the ``changes`` that it makes
 result    of a trial: ``number``, ``step``, ``value``, and whether the trial ``goes_on``
@@ -21,22 +22,25 @@ concluded the run of the search has ended: ``status``
 A trial whose attempt has not ended when its search is resumed was interrupted: it is to run again.
 """
 
+import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from psalm.train.arguments import with_defaults
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from psalm.train.records import Record, RunRecords, metric_history, read_records
 from tune.config import SearchConfig
 from tune.costs import cost_objectives
 from tune.errors import SearchError
 from tune.space.parameters import Value
-from tune.study.board import UNFINISHED, Board, Outcome, Status, TrialRow, trial_folder
+from tune.study.board import UNFINISHED, Board, Fork, Outcome, Status, TrialRow, trial_folder
 from tune.study.confirmation import to_confirm
 from tune.study.objectives import COSTS
+from tune.study.population import choose_fork
 from tune.study.schedulers import create_stopping_rule
 from tune.study.study import propose
 from tune.study.warm_start import Earlier, answer
@@ -49,7 +53,7 @@ class Job:
 
     number: int
     """Of the trial in its search."""
-    params: Mapping[str, Value]
+    params: Mapping[str, Any]
     """The arguments by which it differs from other trials."""
     rung: int
     """Of the memory ladder; 0 is as configured."""
@@ -71,6 +75,7 @@ class SearchState:
         num_samples: trials in all, which may be more than when the search began; not more than there are settings.
         max_failures: how often the processes of one trial may die before it has failed.
         earlier: trials of other searches, for the sampler of one that begins.
+        saved: whether a trial has a checkpoint of a step, of those that ``pbt`` may fork.
 
     Raises:
         SearchError: the records hold a trial that is not in the search's space.
@@ -85,8 +90,10 @@ class SearchState:
         num_samples: int,
         max_failures: int = 3,
         earlier: Sequence[Earlier] = (),
+        saved: Callable[[int, int], bool] = lambda number, step: True,
     ) -> None:
         self.config = config
+        self.saved = saved
         self.max_failures = max_failures
         self.board = Board(
             config.name,
@@ -96,6 +103,7 @@ class SearchState:
             num_samples=int(min(num_samples, config.most_trials)),
             dependents=config.dependents,
             objectives=config.objectives,
+            population=config.scheduler.population if config.scheduler.name == "pbt" else None,
             exhausts=num_samples >= config.most_trials,
         )
         self.board.baseline = 0 if config.baselines else None
@@ -128,7 +136,7 @@ class SearchState:
         if self._closed is not None:
             return None
         waiting = self.board.of(Status.WAITING)
-        row = waiting[0] if waiting else self._propose() or self._confirm()
+        row = waiting[0] if waiting else self._propose() or self._fork() or self._confirm()
         if row is None:
             return None
         self._record(
@@ -206,10 +214,15 @@ class SearchState:
 
     @property
     def _proposals_left(self) -> bool:
-        return len(self.board.proposed) < self.board.num_samples
+        return self.board.to_propose > 0
+
+    @property
+    def _forking(self) -> bool:
+        """Whether new trials are forked from others: the population has begun."""
+        return self.board.population is not None and len(self.board.proposed) >= self.board.population
 
     def _propose(self) -> TrialRow | None:
-        while self._proposals_left:
+        while self._proposals_left and not self._forking:
             number = len(self.board.trials)
             params = propose(self.config, self.board.proposed, self.earlier)
             assert params is not None, f"there are at most {self.config.most_trials} trials"
@@ -220,6 +233,23 @@ class SearchState:
             self._record("answered", number=number, **known.as_record())
         return None
 
+    def _fork(self) -> TrialRow | None:
+        if not (self._forking and self._proposals_left):
+            return None
+        number = len(self.board.trials)
+        new = choose_fork(self.config, number, self.board.proposed, self.saved)
+        if new is None:
+            return None
+        self._record(
+            "proposed",
+            number=number,
+            params=dict(new.parent.params),
+            rung=new.parent.rung,
+            forks=dataclasses.asdict(new.fork),
+            learning_rate_changes=new.changes,
+        )
+        return self.board.trials[number]
+
     def _confirm(self) -> TrialRow | None:
         left = self._unconfirmed()
         if not left:
@@ -227,7 +257,16 @@ class SearchState:
         row, seed = left[0]
         self.board.confirming = len(self.board.confirmations) + len(left)
         number = len(self.board.trials)
-        self._record("proposed", number=number, params=dict(row.params), rung=row.rung, confirms=row.number, seed=seed)
+        changes = dict(row.learning_rate_changes)
+        self._record(
+            "proposed",
+            number=number,
+            params=dict(row.params),
+            rung=row.rung,
+            confirms=row.number,
+            seed=seed,
+            **({LEARNING_RATE_CHANGES: changes} if changes else {}),
+        )
         return self.board.trials[number]
 
     def _unconfirmed(self) -> list[tuple[TrialRow, int]]:
@@ -352,7 +391,13 @@ class SearchState:
             case "proposed":
                 self._check_params(event["number"], event["params"])
                 self.board.add(
-                    event["number"], event["params"], event["rung"], event.get("confirms"), event.get("seed")
+                    event["number"],
+                    event["params"],
+                    event["rung"],
+                    event.get("confirms"),
+                    event.get("seed"),
+                    Fork(**event["forks"]) if "forks" in event else None,
+                    event.get(LEARNING_RATE_CHANGES),
                 )
             case "answered":
                 self._apply_answer(event["number"], Earlier.of_record(event), at)
@@ -374,6 +419,8 @@ class SearchState:
         row.needed_rung = row.rung
         if not event["goes_on"]:
             row.status, row.reason = Status.PRUNED, f"stopped early at step {event['step']}"
+            if self.board.population is not None:
+                row.reason += f", among the worst {self.config.scheduler.quantile:.0%} there"
 
     def _apply_answer(self, number: int, known: Earlier, at: float) -> None:
         for step, value in sorted((known.values or {}).items()):

@@ -54,7 +54,8 @@ def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study
     """The study of a search with these trials.
 
     A trial is COMPLETE with its last value only if it ran to its full length; one that was stopped before is PRUNED
-    (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL.
+    (its last value counts, as Optuna's own pruning does it), and one that failed is FAIL. Forks are left out: their
+    learning rate is not that of their setting.
 
     Of several objectives, a trial is COMPLETE with the values of all. Optuna knows no pruned trials then: its TPE takes
     one without intermediate values for bad in every objective, and breaks on one with them; its GP leaves them out. A
@@ -65,7 +66,7 @@ def create_study(config: SearchConfig, rows: Iterable[TrialRow]) -> optuna.Study
     modes = [each.mode for each in config.objectives] or [config.mode]
     directions = [StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in modes]
     study = optuna.create_study(directions=directions)
-    study.add_trials(trial_of(row, config) for row in rows)
+    study.add_trials(trial_of(row, config) for row in rows if row.fork is None)
     return study
 
 

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 class StudyFile:
     """Keeps ``study.log`` in a search's folder. The study has the search's name.
 
-    Its trials are the proposed ones, in order; those that confirm others are not in it. User attributes have what
-    Optuna has no place for: ``trial`` (the number in the search), ``status``, ``reason`` (may be empty) and
-    ``mlflow_run_id``.
+    Its trials are the sampler's, in order; those that confirm others, or are forked from them, are not in it. User
+    attributes have what Optuna has no place for: ``trial`` (the number in the search), ``status``, ``reason`` (may be
+    empty) and ``mlflow_run_id``.
 
     Args:
         folder: of the search.
@@ -72,7 +72,7 @@ class StudyFile:
         is_whole = self.path.exists() and self.path.read_bytes().endswith(b"\n")
         if not is_whole or self.config.name not in _names(self._storage):
             self._make()
-        rows, trials = self.board.proposed, self._trials()
+        rows, trials = self.board.sampled, self._trials()
         for index, (row, known) in enumerate(zip(rows, trials, strict=False)):
             if not known.state.is_finished():
                 self._tell(row, known, index)
@@ -88,7 +88,7 @@ class StudyFile:
             self._study_id = self._storage.get_study_id_from_name(self.config.name)
         except (ValueError, KeyError, TypeError, AssertionError):  # lines that are damaged, or of another study
             return False
-        rows, trials = self.board.proposed, self._trials()
+        rows, trials = self.board.sampled, self._trials()
         return len(trials) <= len(rows) and all(map(self._may_become, trials, rows))
 
     def _may_become(self, known: FrozenTrial, row: TrialRow) -> bool:

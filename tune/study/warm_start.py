@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from psalm.train.arguments import argument_fields, with_defaults
 from psalm.train.fingerprints import input_fingerprints
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
 from tune.config import OWNED, SearchConfig
 from tune.reproduction.recorded import WITHOUT_EFFECT
 from tune.space.parameters import Value
@@ -121,6 +122,8 @@ def _earlier(
     if not settings:
         raise _Unfit(f"they have no {SETTINGS_FILE}")
     settings = with_defaults({name: value for name, value in settings.items() if name in argument_fields()})
+    if settings[LEARNING_RATE_CHANGES] != config.arguments.get(LEARNING_RATE_CHANGES):
+        raise _Unfit("their learning rate was changed midway")
     params = config.space.applicable(settings)
     refusal = config.space.refusal(params)
     if refusal is not None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from psalm.train.learning_rates import LEARNING_RATE_CHANGES
+
 FILE_NAME = "tracking.json"
 _SHORT_NAMES = {"mm_hidden_dim": "d", "mm_n_heads": "h", "mm_n_points": "p", "learning_rate": "lr"}
 
@@ -36,6 +38,7 @@ class Run:
 
     name: str
     started: float  # Unix time, seconds
+    forked_from: str | None = None  # the key of the run that it is forked from
     folder: str | None = None  # of its records; relative to the search's folder where it lies in it
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
@@ -140,11 +143,18 @@ def run_name(number: int, params: Mapping[str, Any]) -> str:
     parts = [f"{number:04d}"]
     for name in [n for n in _SHORT_NAMES if n in params] + [n for n in params if n not in _SHORT_NAMES]:
         value = params[name]
+        if name == LEARNING_RATE_CHANGES:
+            parts += [f"lr{_short(rate)}@{step}" for step, rate in value.items()]
+            continue
         label = "" if isinstance(value, str) else f"{name}="
         if isinstance(value, str):
             value = value.rpartition("/")[2] or value  # of a path, what tells it from others
         if isinstance(value, float):
-            mantissa, _, exponent = f"{value:.1e}".partition("e")
-            value = f"{mantissa}e{int(exponent)}"
+            value = _short(value)
         parts.append(f"{_SHORT_NAMES.get(name, label)}{value}")
     return " ".join(parts)[:200]
+
+
+def _short(number: float) -> str:
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

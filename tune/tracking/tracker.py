@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from psalm.train.records import FILE_NAME
+from tune.study.board import Fork
 from tune.tracking.connection import (
     STORE_ERRORS,
     Patience,
@@ -38,6 +39,8 @@ from tune.tracking.ledger import Ledger, Run, TrackingError, run_name
 
 SOURCES_FILE = "sources.json"  # artifact: the hash of every source file
 STATUSES = ("FINISHED", "FAILED", "KILLED")
+FORKED_TRIAL, FORKED_STEP = "forked_from_trial", "forked_at_step"
+"""Tags of a fork, beside ``forked_from``, which is its parent's run."""
 PARENT = "search"  # the parent's key in the ledger
 _INCOMPLETE = "MLflow's view of %r stays incomplete: %s"
 
@@ -105,7 +108,12 @@ class Tracker:
         return run.run_id
 
     def start_trial(
-        self, number: int, folder: str | Path, params: Mapping[str, Any], confirms: int | None = None
+        self,
+        number: int,
+        folder: str | Path,
+        params: Mapping[str, Any],
+        confirms: int | None = None,
+        fork: Fork | None = None,
     ) -> str | None:
         """A trial's run, made or found again; None while MLflow is away (``run_id`` tells later).
 
@@ -114,6 +122,7 @@ class Tracker:
             folder: where its records are or will be.
             params: those that differ between trials; the records hold all.
             confirms: the trial whose setting it runs again, if it does.
+            fork: where it takes over from another trial, if it does; that one must have been started.
         """
         run = self._ledger.runs.get(str(number))
         if run is None:
@@ -126,9 +135,11 @@ class Tracker:
                 folder=str(folder.relative_to(self.search_dir) if inside else folder),
                 tags={"kind": "trial", "trial_number": str(number)}
                 | ({} if confirms is None else {"kind": "confirmation", "confirms": str(confirms)})
+                | ({} if fork is None else {FORKED_TRIAL: str(fork.trial), FORKED_STEP: str(fork.step)})
                 | {name: str(value) for name, value in resources.items()}
                 | self._provenance,
                 params=dict(params),
+                forked_from=None if fork is None else str(fork.trial),
             )
         run.reopen()
         self._ledger.save()
@@ -242,6 +253,8 @@ class Tracker:
         tags = run.tags
         if key != PARENT:
             tags = tags | {"mlflow.parentRunId": str(self._ledger.runs[PARENT].run_id)}
+        if run.forked_from is not None and (parent := self._ledger.runs[run.forked_from].run_id) is not None:
+            tags = tags | {"forked_from": parent}
         mark = {"search_key": self._ledger.key, "run_key": key}
         run.run_id = find_or_create(client, self._experiment, run.name, run.started, mark, tags)
         self._ledger.save()

@@ -13,12 +13,13 @@ from psalm.train.records import RunRecords, read_records
 from tune.costs import costs
 from tune.progress import Progress
 from tune.results import summary, write_summary
-from tune.study.board import Outcome, Status, TrialRow
+from tune.study.board import Fork, Outcome, Status, TrialRow
 from tune.study.state import Job, SearchState
 from tune.study.study_file import StudyFile
 from tune.tracking.tracker import Tracker
 from tune.trials.cluster import Interrupted
 from tune.trials.failures import one_line
+from tune.trials.forking import take_over
 from tune.trials.keeping import Keeper
 from tune.trials.limits import Limits
 from tune.trials.trial import TrialPlan
@@ -86,11 +87,20 @@ class Conductor:
         self._released = job is None
         if job is not None:
             row = self.state.board.trials[job.number]
-            self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params, row.confirms)
+            if row.fork is not None:
+                self._take_over(row.number, row.fork)
+            self.tracker.start_trial(job.number, self.plan.trial_folder(job.number), job.params, row.confirms, row.fork)
             self._read_step(row)
             self.progress.started(row)
         self.study_file.update()
         return job
+
+    def _take_over(self, number: int, fork: Fork) -> None:
+        """A fork gets its parent's beginning, if it can be had."""
+        try:
+            take_over(self.plan, number, fork)
+        except OSError as error:
+            self.progress.note(f"trial {number} begins anew, without what trial {fork.trial} has: {one_line(error)}")
 
     def _tell_answers(self) -> None:
         """Trials that need no training, because an earlier search has run them, get their records."""
@@ -223,7 +233,7 @@ def tell_ends(state: SearchState, tracker: Tracker, plan: TrialPlan) -> None:
     """Tells MLflow of trials that do not run any more, but do for all that it knows, as after a search was killed."""
     for row in state.board.trials.values():
         if not tracker.knows(row.number):
-            tracker.start_trial(row.number, plan.trial_folder(row.number), row.setting, row.confirms)
+            tracker.start_trial(row.number, plan.trial_folder(row.number), row.setting, row.confirms, row.fork)
         if tracker.runs(row.number):
             finish(tracker, row)
     tracker.sync()

@@ -209,6 +209,24 @@ class TrialStorage:
                 raise OSError(f"{FINAL_MODEL} of trial {number} in {_public(self.uri)}: {fault}")
         return changed
 
+    def has_checkpoint(self, number: int, step: int) -> bool:
+        """Whether a trial has a whole checkpoint of a step."""
+        manifest = f"{self._trial(number)}/{PREFIX_CHECKPOINT_DIR}-{step}/{MANIFEST}"
+        (info,) = self.filesystem.get_file_info([manifest])
+        return bool(info.type == FileType.File)
+
+    def take_over(self, parent: int, number: int, step: int, records: Path) -> None:
+        """A trial that is forked from another one gets its first records, and that one's checkpoint of a step.
+
+        Raises:
+            OSError: the storage does not answer, or the checkpoint is being deleted. What there is of it is unfinished.
+        """
+        source, target = self._trial(parent), self._trial(number)
+        self._replace(f"{target}/{RECORDS}", records.read_bytes())
+        for name in _below(f"{PREFIX_CHECKPOINT_DIR}-{step}", self._files(source)):
+            self._make_parent(f"{target}/{name}")
+            self.filesystem.copy_file(f"{source}/{name}", f"{target}/{name}")
+
     def drop(self, number: int, *, model: bool) -> None:
         """A trial will not go on: its checkpoints are deleted in the storage and, if asked, its final weights."""
         trial = self._trial(number)

@@ -78,5 +78,11 @@ def test_other_rules_stop_what_they_stop(search: SearchConfig, scheduler: str) -
     assert expected[LOW].lane_seconds < expected[LIKELY].lane_seconds < expected[HIGH].lane_seconds
 
 
+def test_of_a_population_nobody_is_taken_to_be_stopped(search: SearchConfig) -> None:
+    expected = expect(replace(search, scheduler=replace(search.scheduler, name="pbt")), 2, TIMES[:1], COSTS)
+    assert expected[LOW] == expected[HIGH]
+    assert expected[HIGH].stopped == 0
+
+
 def test_the_same_search_is_expected_the_same(search: SearchConfig) -> None:
     assert expect(search, 2, TIMES, COSTS) == expect(search, 2, TIMES, COSTS)

@@ -1,5 +1,6 @@
 """Searches read back from MLflow, and what is computed from them, against computations of their own."""
 
+import dataclasses
 import random
 import statistics
 from pathlib import Path
@@ -11,7 +12,9 @@ from tests.tune.recorded_searches import FULL, START, Made, curve, record_search
 from tune.errors import SearchError
 from tune.report.comparison import Search, best_so_far, better_when
 from tune.report.search_runs import find_searches, read_search, server_address
-from tune.study.board import Status
+from tune.report.tables import ranking_table
+from tune.report.words import setting_words
+from tune.study.board import Fork, Status
 from tune.study.objectives import Objective, pareto_front
 from tune.tracking.ledger import TrackingError
 
@@ -42,6 +45,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
         record_search(uri, folder / "alpha", "alpha", trials_and_confirmations(), patch)
         still = twelve_trials()[:3]
         still[1].status, still[2].status, still[2].reason = "running", "waiting", "the search was interrupted"
+        fork = dataclasses.replace(still[0], fork=Fork(0, 50), changes={"50": 4e-4}, begins=400.0, status="running")
+        still.append(fork)
         record_search(uri, folder / "open", "open", still, patch, finished=False, gpus=0.5)
     return uri
 
@@ -122,12 +127,28 @@ def test_pictures_and_classes_are_those_of_best_and_baseline(alpha: Search) -> N
 
 def test_a_search_that_runs_is_read_from_its_trials(client: MlflowClient, store: str) -> None:
     search = read_search(client, store, *find_searches(client, ["open"]))
-    assert [trial.row.status for trial in search.proposed] == [Status.COMPLETED, Status.RUNNING, Status.WAITING]
+    statuses = [trial.row.status for trial in search.proposed]
+    assert statuses == [Status.COMPLETED, Status.RUNNING, Status.WAITING, Status.RUNNING]
     made = twelve_trials()[1]
     assert search.trials[1].row.params == made.params, "typed as arguments are"
     assert search.trials[0].row.seconds == pytest.approx(300, abs=0.01)
     assert search.seconds == {}
     assert (search.device, search.devices) == ("GPU", 0.5)
+
+
+def test_a_fork_is_read_and_shown_with_its_rates(client: MlflowClient, store: str) -> None:
+    search = read_search(client, store, *find_searches(client, ["open"]))
+    row = search.trials[3].row
+    assert (row.fork, row.learning_rate_changes) == (Fork(0, 50), {"50": 4e-4})
+    assert row.params == search.trials[0].row.params
+    assert search.board.sampled == [search.trials[number].row for number in range(3)]
+    run = client.get_run(search.trials[3].run_id)
+    assert run.data.tags["forked_from"] == search.trials[0].run_id
+    assert run.info.run_name.endswith("lr5.0e-4 base lr4.0e-4@50")
+    assert "<td" in (table := ranking_table("open", search))
+    assert "0.0005, 0.0004 from 50" in table
+    words = setting_words(search.trials[3])
+    assert words.endswith("learning_rate 0.0005, swin_type base, learning_rate_changes {50: 0.0004}")
 
 
 def test_an_argument_that_a_trial_does_not_search_is_not_in_its_setting(

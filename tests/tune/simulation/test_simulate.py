@@ -329,6 +329,8 @@ def test_the_command_compares_ways_and_draws_them(
         (["--set", "max_steps=90"], ["max_steps = 150", "90"]),
         (["--set", "mm_n_points=4"], ["a run with", "searched are mm_hidden_dim", "--config"]),
         (["--samplers", "tpe,grit"], ["'grit'", "one of tpe"]),
+        (["--schedulers", "asha,pbt"], ["pbt", "no recorded curve can answer"]),
+        (["--reference", "random/pbt"], ["pbt", "no recorded curve can answer"]),
         (["--workers", "0"], ["'0'", "at least 1"]),
         (["--budget", "1,x"], ["'x'", "a number above 0"]),
         (["--reference", "random"], ["--reference", "must be one of asha"]),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ CONDITIONAL = """
 DISCRETE = """
 {name: s, metric: eval_pq, num_samples: 1, arguments: {max_steps: 150}, scheduler: {name: none}, space: {
   mm_hidden_dim: {choice: [32, 64]}, mm_n_points: {int: [1, 5, 2]}, learning_rate: {choice: [1.0e-3, 1.0e-2]}}}
+"""
+FORKING = """
+{name: s, metric: eval_pq, num_samples: 25, arguments: {max_steps: 150, eval_steps: 15, warmup_ratio: 0.2}, space: {
+  mm_hidden_dim: {choice: [32, 64]}, mm_n_points: {choice: [2, 4]}, learning_rate: {loguniform: [1.0e-4, 1.0e-2]}},
+ scheduler: {name: pbt, population: 6}}
 """
 FINAL = ("completed", "pruned", "failed")
 
@@ -262,7 +267,10 @@ def check_next(recorded: Recorded, count: int, state: SearchState) -> None:
         case "proposed":
             new = state.next_job()
             assert new is not None
-            assert (new.number, new.params, new.rung) == (event["number"], event["params"], event["rung"])
+            row = state.board.trials[new.number]
+            assert (row.number, row.params, new.rung) == (event["number"], event["params"], event["rung"])
+            assert row.learning_rate_changes == event.get("learning_rate_changes", {})
+            assert (None if row.fork is None else asdict(row.fork)) == event.get("forks")
         case "attempt":
             job = jobs[event["number"]]
             assert (job.attempt, job.rung, job.changes) == (event["attempt"], event["rung"], event["changes"])
@@ -300,6 +308,51 @@ def test_a_discrete_space_is_searched_to_its_end_and_goes_on_from_any_event(samp
         state, records = recorded.cut(count)
         with records:
             check_next(recorded, count, state)
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 6))])
+def test_a_population_goes_on_from_any_event(seed: int, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(FORKING)
+    config = load_config(file)
+    assert config.scheduler.grace_period == 45, "the first evaluation after 30 steps of warm-up"
+    recorded = record(config, tmp_path, seed, samples=config.num_samples)
+    for count in range(len(recorded.events) + 1):
+        state, records = recorded.cut(count)
+        with records:
+            check_next(recorded, count, state)
+
+    board = recorded.world.state.board
+    proposed = events_of(recorded, "proposed")
+    assert [event["number"] for event in proposed if "forks" not in event] == list(range(6))
+    assert len(board.sampled) == 6
+    assert len(proposed) > 6
+    values: dict[int, dict[int, float]] = {}
+    settings = []
+    for event in recorded.events:
+        if event["event"] == "result":
+            values.setdefault(event["number"], {})[event["step"]] = event["value"]
+        if event["event"] == "proposed" and "forks" in event:
+            parent, step = event["forks"]["trial"], event["forks"]["step"]
+            given = next(each for each in proposed if each["number"] == parent)
+            assert step == max(values[parent]) >= 45, "forked at the last evaluation of its parent"
+            assert event["params"] == given["params"]
+            assert event["rung"] == board.trials[parent].rung
+            changes = dict(event["learning_rate_changes"])
+            last = changes.pop(str(step))
+            inherited = given.get("learning_rate_changes", {})
+            assert changes == inherited, "up to there it has its parent's rates"
+            before = [*inherited.values()][-1] if inherited else given["params"]["learning_rate"]
+            assert last / before == pytest.approx(0.8) or last / before == pytest.approx(1.25)
+            values[event["number"]] = {at: value for at, value in values[parent].items() if at <= step}
+            assert board.trials[event["number"]].values.items() >= values[event["number"]].items()
+        if event["event"] == "proposed":
+            settings.append((event["params"], event.get("learning_rate_changes")))
+    assert all(settings.count(each) == 1 for each in settings), "none is had twice"
+    pruned = board.of(Status.PRUNED)
+    assert pruned
+    for row in pruned:
+        assert row.reason == f"stopped early at step {row.evaluated}, among the worst 25% there"
 
 
 def test_a_torn_last_line_is_as_if_it_had_not_been_begun(recorded: Recorded) -> None:

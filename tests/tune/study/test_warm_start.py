@@ -77,6 +77,7 @@ def test_trials_that_fit_are_taken_and_others_are_accounted_for(
             (SETTING, 71.0, "FINISHED", prints),
             (SETTING, 10.0, "PRUNED", {}),
             (SETTING, 10.0, "FAILED", {}),
+            (SETTING | {"learning_rate_changes": {"50": 5e-4}}, 99.0, "FINISHED", prints),
         ],
     )
     found, lines = read_earlier(client, ["before"], config)
@@ -92,8 +93,9 @@ def test_trials_that_fit_are_taken_and_others_are_accounted_for(
     ]
     assert found[0].values == {50: 35.0, 150: 70.0}, "the very same run"
     assert [each.values for each in found[1:]] == [None, None], "other data, another length"
-    assert lines[0] == "warm start: 3 of 7 trials of before"
-    assert len(lines) == 5
+    assert lines[0] == "warm start: 3 of 8 trials of before"
+    assert len(lines) == 6
+    assert "  left out, 1: their learning rate was changed midway" in lines
     assert "  left out, 1: their settings are those of earlier ones" in lines
     assert any("mm_hidden_dim = 256" in line and "not in the space" in line for line in lines)
     assert "  left out, 1: they did not complete" in lines

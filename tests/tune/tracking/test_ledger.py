@@ -12,6 +12,8 @@ def test_names_read_like_the_settings() -> None:
     assert run_name(7, params) == "0007 d256 h8 p4 lr6.0e-5 base"
     assert run_name(12, {"weight_decay": 0.05, "fp16": True}) == "0012 weight_decay=5.0e-2 fp16=True"
     assert run_name(3, {}) == "0003"
+    forked = {"learning_rate": 1e-3, "learning_rate_changes": {"20": 8e-4, "40": 1e-3}}
+    assert run_name(5, forked) == "0005 lr1.0e-3 lr8.0e-4@20 lr1.0e-3@40"
     assert run_name(4, {"vision_tower": "/data/weights/swin_base.pkl", "seed": 7}) == "0004 swin_base.pkl seed=7"
 
 
