@@ -52,6 +52,7 @@ class Options:
     cpu_hours: float | None
     checkpoint_budget: float | None  # GB
     keep_best: int
+    log_models: bool
     plan: bool
     probe: bool
 
@@ -197,6 +198,12 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         "is 0. The default is 3.",
     )
     parser.add_argument(
+        "--log-models",
+        action="store_true",
+        help="At the end, put the kept models among the artifacts of their runs in MLflow. They stay in the search's "
+        "folder otherwise: a model may be gigabytes.",
+    )
+    parser.add_argument(
         "--warm-start",
         nargs="+",
         default=[],
@@ -254,6 +261,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         cpu_hours=found.cpu_hours,
         checkpoint_budget=found.checkpoint_budget,
         keep_best=found.keep_best,
+        log_models=found.log_models,
         plan=found.plan,
         probe=found.probe,
     )

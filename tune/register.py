@@ -1,6 +1,7 @@
 """Register a trial's model in MLflow: ``python tune/register.py RUN_ID NAME``; ``--help`` explains the options.
 
-Models stay where they were trained, because they are large: only the one that is registered is copied to MLflow.
+Models stay where they were trained, because they are large: copied to MLflow are the one that is registered, and those
+of a search with ``--log-models``.
 """
 
 import argparse
@@ -13,9 +14,11 @@ from mlflow.exceptions import MlflowException
 
 from psalm.train.checkpoint_files import FINAL_MODEL
 from tune.errors import SearchError
-from tune.tracking.connection import STORE_ERRORS, absolute_uri, one_line
+from tune.study.board import Board, Status, trial_folder
+from tune.tracking.connection import STORE_ERRORS, absolute_uri, connect, one_line
 from tune.tracking.ledger import TrackingError
 from tune.tracking.store import DEFAULT_STORE, open_store
+from tune.tracking.tracker import Tracker
 
 REFUSED = 2
 
@@ -85,7 +88,7 @@ def register(client: MlflowClient, run_id: str, name: str, model: Path | None = 
         raise SearchError(
             f"{folder} is no folder: the model was not kept (--keep-best), or is on another machine; give --model DIR"
         )
-    client.log_artifacts(run_id, str(folder), FINAL_MODEL)
+    log_model(client, run_id, folder)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -93,6 +96,36 @@ def register(client: MlflowClient, run_id: str, name: str, model: Path | None = 
             raise
     source = f"{run.info.artifact_uri}/{FINAL_MODEL}"
     return str(client.create_model_version(name, source, run_id, description=run.info.run_name).version)
+
+
+def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Puts a final model among the artifacts of its run, unless it is there."""
+    if FINAL_MODEL not in [each.path for each in client.list_artifacts(run_id)]:
+        client.log_artifacts(run_id, str(folder), FINAL_MODEL)
+
+
+def log_models(tracker: Tracker, board: Board, folder: Path) -> str:
+    """Puts the kept models of a search that has ended into MLflow, as far as they are on this machine.
+
+    Args:
+        tracker: of the search.
+        board: its trials.
+        folder: its own.
+
+    Returns:
+        A line for the user. What fails here is no reason for a search to fail.
+    """
+    models = {row.number: trial_folder(folder, row.number) / FINAL_MODEL for row in board.of(Status.COMPLETED)}
+    runs = {tracker.run_id(number): model for number, model in models.items() if model.is_dir()}
+    try:
+        client = connect(tracker.uri)
+        for run_id, model in runs.items():
+            if run_id is None:
+                raise TrackingError("it lacks their runs")
+            log_model(client, run_id, model)
+    except (TrackingError, *STORE_ERRORS) as error:
+        return f"Not all models are in MLflow: {one_line(error)}; python tune/register.py RUN_ID NAME puts one there"
+    return f"{len(runs)} models are among the artifacts of their runs in MLflow"
 
 
 if __name__ == "__main__":

@@ -115,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"Interrupted by {interrupt}", style="magenta")
         exit_code = interrupt.exit_code
     print_results(state.board, folder, opened.tracker.uri, console)
+    if options.log_models:
+        from tune.register import log_models
+
+        console.print(log_models(opened.tracker, state.board, folder), markup=False, highlight=False, soft_wrap=True)
     if exit_code == 0 and state.board.trials:
         from tune.compare import report_search  # what draws is needed now, and not before
 

@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from tests.tune.recorded_searches import record_search, twelve_trials
 from tune import compare, register
+from tune.study.board import Board, Status, trial_folder
 from tune.tracking.tracker import Tracker
 
 
@@ -116,3 +117,24 @@ def test_a_model_that_is_not_there_is_refused(
     assert f"run {run_id} does not say where its model is; give --model DIR" in capsys.readouterr().err
     assert register.main([run_id, "psalm", "--tracking-uri", tracker.uri, "--model", str(tmp_path / "gone")]) == 2
     assert "gone is no folder: the model was not kept (--keep-best)" in capsys.readouterr().err
+
+
+def test_kept_models_are_put_into_mlflow_once(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    board = Board("alpha", "eval_pq", "max", 90, 3)
+    for number in range(3):
+        board.add(number, {})
+        board.start(number, 0.0)
+        board.finish(number, Status.COMPLETED, 1.0)
+    for number in (1, 2):
+        model = trial_folder(tmp_path, number) / "model"
+        model.mkdir(parents=True)
+        (model / "weights").write_text(str(number))
+    for _ in range(2):
+        assert (
+            register.log_models(tracker, board, tmp_path) == "2 models are among the artifacts of their runs in MLflow"
+        )
+    kept = [artifacts(client, str(tracker.run_id(number)), "model") for number in range(3)]
+    assert kept == [set(), {"weights"}, {"weights"}]
+    (trial_folder(tmp_path, 2) / "model" / "weights").write_text("other")
+    register.log_models(tracker, board, tmp_path)
+    assert Path(client.download_artifacts(str(tracker.run_id(2)), "model/weights", str(tmp_path))).read_text() == "2"
