@@ -52,7 +52,8 @@ def check(folder: Path) -> tuple[Outcome, Outcome]:
 
     The simulator has its settings, values and seconds of training, and of all else the medians and means that it goes
     by. So what may differ is the order of results, who is stopped therefore, and the time that it all takes. Trials
-    that failed are left out; one that the simulator would not have stopped is, where the real one was.
+    that failed are left out; one that the simulator would not have stopped is, where the real one was. Runs that
+    confirm others come after the search, and are no part of either.
 
     Raises:
         SearchError: the folder has no search that has ended.
@@ -64,7 +65,7 @@ def check(folder: Path) -> tuple[Outcome, Outcome]:
     curves = curves_of_folder(folder, config)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     stopped = {trial["number"]: trial["steps"] for trial in summary["trials"] if trial["status"] == "pruned"}
-    real = Outcome(len(summary["trials"]), summary["seconds"]["wall"], stopped)
+    real = Outcome(len(summary["trials"]), summary["seconds"]["wall"] - _confirming_seconds(folder), stopped)
 
     runs = iter(curves.runs)
     costs = Costs(curves.startup_seconds, curves.overhead_seconds)
@@ -93,6 +94,13 @@ def print_check(real: Outcome, simulated: Outcome, console: Console) -> None:
                 f"stopped at step {each.stopped[number]}" if number in each.stopped else "not stopped" for each in both
             )
             console.print(f"trial {number}: {' in reality, '.join(ends)} in the simulation", highlight=False)
+
+
+def _confirming_seconds(folder: Path) -> float:
+    """From the proposal of the first run that confirms another to the last event."""
+    events = [record for record in read_records(folder) if record["kind"] == "event"]
+    begun = next((event["time"] for event in events if event["event"] == "proposed" and "confirms" in event), None)
+    return 0.0 if begun is None else float(events[-1]["time"] - begun)
 
 
 def _config_of(folder: Path) -> SearchConfig:

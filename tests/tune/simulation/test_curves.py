@@ -1,6 +1,7 @@
 """Recorded learning curves: written and read, and gathered from searches of known seconds."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,16 @@ def test_a_real_search_is_checked_against_the_simulator(tmp_path: Path, capsys: 
     assert simulated.seconds == pytest.approx(wall - 60, abs=1)
     assert simulate_main(["--check", str(folder)]) == 0
     assert f"{simulated.seconds / wall - 1:+.1%} off" in capsys.readouterr().out
+
+
+def test_what_confirms_a_search_is_not_in_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    ended_search(folder)
+    before, _ = check(folder)
+    now = time.time() + 1000
+    with RunRecords(folder) as records:
+        for seconds, event in ((0, "proposed"), (40, "ended"), (70, "concluded")):
+            monkeypatch.setattr(time, "time", lambda seconds=seconds: now + seconds)
+            records.event(event, number=6, **({"confirms": 1} if event == "proposed" else {}))
+    after, _ = check(folder)
+    assert before.seconds - after.seconds == pytest.approx(70)
