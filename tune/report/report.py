@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tune.report import page as html
 from tune.report import plots, tables
@@ -21,6 +21,8 @@ from tune.study.board import Status
 
 DPI = 130
 """Of the PNGs."""
+TITLE_HEIGHT = 32
+"""Of the titles above predictions, in pixels."""
 CURVES = (
     "Crosses end trials that did not reach full length. Point at a line, or at a row above, to find the trial in all "
     "pictures."
@@ -201,7 +203,7 @@ def _against_baseline(search: Search, best: Trial, baseline: Trial, pictures: Pi
         shown = {f"best: {best.name}": png}
         if best is not baseline and name in search.predictions.get(baseline.number, {}):
             shown[f"baseline: {baseline.name}"] = search.predictions[baseline.number][name]
-        pictures.files[f"{prefix}{name}"] = side_by_side(list(shown.values()))
+        pictures.files[f"{prefix}{name}"] = side_by_side(shown)
         title = " of ".join(["Predictions", *name.removesuffix(".png").split("_", 1)[1:]])
         parts.append(html.section(title, html.images(shown), PREDICTIONS))
     return parts
@@ -211,13 +213,16 @@ def _of_metric(classes: Mapping[str, Mapping[str, float]], metric: str) -> dict[
     return {name: values[metric] for name, values in classes.items()}
 
 
-def side_by_side(pngs: Sequence[bytes]) -> bytes:
-    """Pictures from left to right as one."""
-    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
-    whole = Image.new("RGB", (sum(each.width for each in images), max(each.height for each in images)), "white")
+def side_by_side(pictures: Mapping[str, bytes]) -> bytes:
+    """PNGs from left to right as one, each below its title."""
+    images = {title: Image.open(io.BytesIO(png)).convert("RGB") for title, png in pictures.items()}
+    widths, heights = zip(*(each.size for each in images.values()), strict=True)
+    whole = Image.new("RGB", (sum(widths), TITLE_HEIGHT + max(heights)), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(TITLE_HEIGHT // 2)
     left = 0
-    for each in images:
-        whole.paste(each, (left, 0))
+    for title, each in images.items():
+        draw.text((left + TITLE_HEIGHT // 4, TITLE_HEIGHT // 4), title, "black", font)
+        whole.paste(each, (left, TITLE_HEIGHT))
         left += each.width
     buffer = io.BytesIO()
     whole.save(buffer, "png")
