@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = this_machine()
     try:
         if options.plan:
-            from tune.plan.plan import show_plan
+            from tune.plan.show import show_plan
 
             return show_plan(options, machine)
         opened = open_search(options, machine)

@@ -2,11 +2,8 @@
 
 import math
 import os
-import signal
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from tune.plan.corners import Corner, DeviceMemory, corners, examine
 from tune.plan.expectation import Expectation, TrialTime, expect
 from tune.plan.probe import Probe, run_probe
 from tune.plan.probing import ProbedRun
-from tune.progress import create_console
 from tune.simulation.simulation import Costs
 from tune.study.steps import evaluation_steps
 from tune.tracking.connection import absolute_uri, check_experiment, connect, sqlite_path
@@ -88,38 +84,6 @@ class Plan:
         """From the search's start to its end."""
         assert self.probe is not None, "nothing is expected without a probe"
         return RAY_START * self.probe.start_seconds + expectation.wall_seconds + END_SECONDS
-
-
-def show_plan(options: Options, machine: Node) -> int:
-    """Make the plan, print it.
-
-    Returns:
-        0, or 1 if the probe has shown that no trial would run.
-
-    Raises:
-        SettingError: something that was asked for is wrong.
-        TrackingError: MLflow cannot be reached.
-    """
-    from tune.plan.report import print_plan
-
-    console = create_console()
-    with _ended_by_signals(), console.status("checking") as status:
-        plan = make_plan(options, machine, status.update)
-    print_plan(plan, console)
-    return 1 if plan.probe is not None and not plan.probe.measured else 0
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGINT or SIGTERM ends the program as an exit does: processes and files of a probe go first."""
-    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in previous:
-        signal.signal(each, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
 
 
 def make_plan(options: Options, machine: Node, note: Callable[[str], None] = lambda text: None) -> Plan:
