@@ -12,6 +12,7 @@ from psalm.train.fields import SettingError
 from tune.report.comparison import Search, better_when
 from tune.report.report import write_report
 from tune.report.search_runs import find_searches, read_search
+from tune.report.view import share_view, view_address
 from tune.report.words import describe_in_markdown, summary
 from tune.tracking.connection import STORE_ERRORS, absolute_uri, connect, one_line, set_tags
 from tune.tracking.ledger import TrackingError
@@ -83,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def log_report(client: MlflowClient, search: Search, page: Path, folder: Path) -> None:
     """Puts a report among the artifacts of its search, and the answer on MLflow's page of it.
 
-    MLflow's pages then also know by which metric its runs are compared.
+    MLflow's pages then also know by which metric its runs are compared, and show its trials as a table.
     """
     client.log_text(search.run_id, page.read_text(encoding="utf-8"), f"{FOLDER}/{PAGE}")
     client.log_artifacts(search.run_id, str(folder), FOLDER)
     set_tags(client, search.run_id, {"mlflow.note.content": describe_in_markdown(search)})
+    share_view(client, search)
     metric = search.board.metric
     greater = str(better_when(metric) == "max").lower()
     client.set_experiment_tag(search.experiment_id, "mlflow.experiment.primaryMetric.name", metric)
@@ -103,7 +105,7 @@ def report_search(uri: str, run_id: str | None, folder: Path) -> str:
         folder: of the search.
 
     Returns:
-        A line for the user: where it is, or why there is none. A report that fails is no reason for a search to fail.
+        Lines for the user: where it is, or why there is none. A report that fails is no reason for a search to fail.
     """
     if run_id is None:
         return "No report: MLflow does not have the search yet; bring it there, and then: python tune/compare.py NAME"
@@ -114,7 +116,7 @@ def report_search(uri: str, run_id: str | None, folder: Path) -> str:
         log_report(client, search, folder / PAGE, folder / FOLDER)
     except Exception as error:  # noqa: BLE001 - the search has ended well, whatever is wrong with its report
         return f"No report: {type(error).__name__}: {_reason(error)}"
-    return f"The report is in {folder / PAGE}"
+    return f"The report is in {folder / PAGE}\nMLflow shows the trials at {view_address(search)}"
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """``tune/compare.py`` and ``tune/register.py`` on a real store: what they write, log, register and refuse."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,18 @@ def test_the_report_is_written_logged_and_summed_up(
 
 def test_a_search_that_ends_has_its_report(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
     line = compare.report_search(tracker.uri, parent_of(client, tracker), tmp_path)
-    assert line == f"The report is in {tmp_path / 'report.html'}"
+    report, view = line.splitlines()
+    assert report == f"The report is in {tmp_path / 'report.html'}"
+    search = client.get_run(parent_of(client, tracker))
+    pages = f"/#/experiments/{search.info.experiment_id}/runs?viewStateShareKey=trials"
+    assert view == f"MLflow shows the trials at http://127.0.0.1:5000{pages}"
+    tags = client.get_experiment(search.info.experiment_id).tags
+    shared = json.loads(tags["mlflow.sharedViewState.trials"])
+    assert (shared["orderByKey"], shared["orderByAsc"]) == ("metrics.`eval_pq`", False)
+    found = client.search_runs([search.info.experiment_id], shared["searchFilter"])
+    assert {run.info.run_id for run in found} == {tracker.run_id(number) for number in range(len(found))}
+    known = {f"params.`{name}`" for name in found[0].data.params}
+    assert {name for name in shared["selectedColumns"] if name.startswith("params")} <= known
     assert (tmp_path / "report" / "best_so_far.png").is_file()
 
 
