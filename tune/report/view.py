@@ -18,7 +18,7 @@ def share_view(client: MlflowClient, search: Search) -> None:
     """Puts the view of a search in the place of its experiment's last one."""
     greater = search.board.mode == "max"
     state = {
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{search.run_id}'",
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{search.run_id}' and tags.kind = 'trial'",
         "orderByKey": f"metrics.`{search.board.metric}`",
         "orderByAsc": not greater,
         "selectedColumns": [
