@@ -59,6 +59,7 @@ OPTIONS = {
         "cpu-hours",
         "checkpoint-budget",
         "keep-best",
+        "log-models",
         "plan",
         "no-probe",
         "confirm",
